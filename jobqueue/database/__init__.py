@@ -1,0 +1,1 @@
+"""What talks to PostgreSQL: connections, migrations, the embedded server."""

@@ -1,0 +1,58 @@
+-- heartbeat: a worker says that it lives, what it works on, and hears what it is asked. One call per worker per beat (5 s).
+--   worker  its id; an unknown one is registered
+--   jobs    [{"id", "token", "started", "pct", "message", "data"}]: the leases of exactly these are extended; started = the handler
+--           runs; pct, message and data are stored as progress() does
+-- Returns (id, command): cancel, pause or lost for a job; drain, with a null id, for the worker. Errors: JQ400.
+create or replace function jobqueue.heartbeat(worker uuid, jobs jsonb default '[]')
+returns table (id uuid, command text)
+language plpgsql security definer
+set search_path = pg_catalog, jobqueue, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
+as $$
+#variable_conflict use_column
+declare
+    beat jsonb;
+begin
+    if heartbeat.worker is null or jsonb_typeof(jobs) is distinct from 'array' then
+        perform refuse('JQ400', 'INVALID_ARGUMENT', 'heartbeat needs the uuid of the worker and a JSON array of jobs.');
+    elsif exists (select from jsonb_array_elements(jobs) e
+        where case when jsonb_typeof(e) = 'object' then not coalesce(is_uuid(e ->> 'id') and is_uuid(e ->> 'token'), false) else true end)
+    then
+        perform refuse('JQ400', 'INVALID_ARGUMENT', 'Each job of a heartbeat needs an id and a token (uuids).');
+    end if;
+    insert into worker as w (id, name, running) values (heartbeat.worker, current_setting('application_name'), jsonb_array_length(jobs))
+    on conflict (id) do update set heartbeat_at = now(), running = jsonb_array_length(jobs), stopped_at = null;
+    return query
+        with listed as materialized (
+            select (e ->> 'id')::uuid as id, (e ->> 'token')::uuid as token, coalesce((e ->> 'started')::boolean, true) as started
+            from jsonb_array_elements(jobs) e),
+        locked as materialized (
+            select j.id, j.claim_token, option_interval(j.options, 'lease', q.lease) as lease
+            from (select * from listed l order by l.id) l
+            join job j on j.id = l.id and j.claim_token = l.token and j.status = 'processing'
+            join queue q on q.name = j.queue
+            for update of j),
+        kept as (
+            update job j
+            set lease_until = greatest(j.lease_until, now() + k.lease),
+                heartbeat_at = now(),
+                handler_started = j.handler_started or l.started,
+                life_at = case when l.started and not j.handler_started then now() else j.life_at end
+            from locked k join listed l on l.id = k.id and l.token = k.claim_token
+            where j.id = k.id
+            returning j.id, j.claim_token, j.requested_action)
+        select l.id, case when k.id is null then 'lost' else k.requested_action end
+        from listed l
+        left join kept k on k.id = l.id and k.claim_token = l.token
+        where k.id is null or k.requested_action is not null;
+    for beat in
+        select e from jsonb_array_elements(jobs) e
+        where e ?| array['pct', 'message', 'data'] order by e ->> 'id'
+    loop
+        perform store_progress((beat ->> 'id')::uuid, (beat ->> 'token')::uuid, (beat ->> 'pct')::numeric::int, beat ->> 'message',
+            nullif(beat -> 'data', 'null'));
+    end loop;
+    return query
+        select null::uuid, 'drain'::text from worker w where w.id = heartbeat.worker and w.drain_requested_at is not null;
+end
+$$;

@@ -1,0 +1,258 @@
+-- Maintenance has no leader: every step is idempotent, passes over rows that somebody else has locked, and is due by its own row.
+
+-- promote: move jobs whose time has come into the line; returns how many, and when the next one is due.
+--   _since  look at jobs due after this time only; the dead entries of a long past lie before it. Null: at all
+-- Index: job_waiting.
+create or replace function jobqueue.promote(_max int, _since timestamptz default null, out promoted int, out next_due timestamptz)
+language plpgsql security definer
+set search_path = pg_catalog, jobqueue, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_sort = off
+set jit = off
+as $$
+declare
+    queues text[];
+    ids uuid[];
+begin
+    with due as materialized (
+        select j.ctid as t
+        from job j
+        where j.wait_until is not null and j.wait_until <= now() and j.wait_until >= coalesce(_since, '-infinity')
+        order by j.wait_until
+        limit _max
+        for update skip locked),
+    moved as (
+        update job j
+        set wait_until = null, ready_seq = next_ready(), version = j.version + 1, updated_at = now(), status_reason = null
+        from due where j.ctid = due.t
+        returning j.id, j.queue)
+    select count(*), array_agg(distinct m.queue), array_agg(m.id) into promoted, queues, ids from moved m;
+    select min(x.wait_until) into next_due
+    from (select j.wait_until from job j
+        where j.wait_until is not null and j.wait_until >= greatest(coalesce(_since, '-infinity'), now() - interval '1 min')
+        order by j.wait_until limit 1) x;
+    if promoted > 0 then
+        perform wake_many(queues);
+        perform publish_changes(ids);
+    end if;
+end
+$$;
+
+-- rescue: end claims whose lease has run out. If the handler may have started the retry counts, with class lost; otherwise nothing is
+-- spent. Reads the notes of claims, not the jobs; a job's own lease decides. Returns how many were rescued.
+create or replace function jobqueue.rescue(_max int)
+returns int
+language plpgsql security definer
+set search_path = pg_catalog, jobqueue, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
+as $$
+declare
+    note jobqueue.claim_batch;
+    j jobqueue.job;
+    later timestamptz;
+    n int := 0;
+begin
+    for note in
+        select * from claim_batch b where b.check_at <= now() order by b.check_at limit _max for update skip locked
+    loop
+        for j in
+            select k.* from unnest(note.job_ids) x (id)
+            join job k on k.id = x.id and k.status = 'processing' and k.lease_until <= now()
+            order by k.id
+            for update of k skip locked
+        loop
+            perform rescue_one(j);
+            n := n + 1;
+        end loop;
+        select min(k.lease_until) into later
+        from unnest(note.job_ids) x (id)
+        join job k on k.id = x.id and k.status = 'processing';
+        if later is null then
+            delete from claim_batch b where b.id = note.id;
+        else
+            update claim_batch b set check_at = greatest(later, now() + interval '1 s') where b.id = note.id;
+        end if;
+        exit when n >= 1000;
+    end loop;
+    return n;
+end
+$$;
+
+-- rescue_one: one locked job whose lease has run out. It had not started if it was only prefetched, or if its worker went on beating
+-- without ever listing it: then the answer of the claim never arrived.
+create or replace function jobqueue.rescue_one(_job jobqueue.job)
+returns void
+language plpgsql
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+declare
+    never_started boolean := not coalesce(_job.handler_started, true)
+        or (_job.heartbeat_at is null and exists (
+            select from worker w where w.id = _job.worker_id and w.heartbeat_at > _job.started_at + interval '10 s'
+                and w.name is distinct from null and w.hostname is not null));
+begin
+    if never_started then
+        perform end_attempt(_job, 'lost',
+            case _job.requested_action when 'cancel' then 'cancelled' when 'pause' then 'paused' else 'pending' end,
+            now(), null, _job.retry_count, _job.lost_count, true, null, 'its worker was lost before it started');
+    else
+        perform fail_claim(_job, 'lost', jsonb_build_object('class', 'lost', 'code', 'LOST',
+            'message', 'The worker stopped responding while it ran this job.'), null);
+    end if;
+end
+$$;
+
+-- expire: end jobs that waited longer than their expires_in without ever running. Returns how many. Index: job_expiring.
+create or replace function jobqueue.expire(_max int)
+returns int
+language plpgsql security definer
+set search_path = pg_catalog, jobqueue, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
+as $$
+declare
+    j jobqueue.job;
+    n int := 0;
+    error jsonb := '{"class": "permanent", "code": "EXPIRED", "message": "The job expired before it ran."}';
+begin
+    for j in
+        select * from job k where k.expires_at is not null and k.expires_at <= now() and k.status = 'pending'
+        order by k.expires_at limit _max for update skip locked
+    loop
+        update job k
+        set status = 'failed', version = k.version + 1, ready_seq = null, wait_until = null, inbox_seq = null, park_seq = null,
+            expires_at = null, completed_at = now(), failed_at = now(), updated_at = now(),
+            held_key = case when k.hold_mask & 32 <> 0 then k.held_key end,
+            error_class = 'permanent', error_code = 'EXPIRED', error_message = error ->> 'message'
+        where k.id = j.id;
+        insert into attempt (job_id, attempt, tenant, outcome, error_class, error_code, error_message)
+        values (j.id, j.attempt, j.tenant, 'expired', 'permanent', 'EXPIRED', error ->> 'message')
+        on conflict do nothing;
+        perform after_failure(j.id, error);
+        perform after_end(array[j.id]);
+        perform publish_changes(array[j.id]);
+        n := n + 1;
+    end loop;
+    return n;
+end
+$$;
+
+-- remove_old: delete ended jobs that were kept long enough, walking the primary key (v7 ids sort by age) in portions. _from is where the
+-- last portion stopped. Returns how many went and where to go on; null when the walk is through.
+create or replace function jobqueue.remove_old(_from uuid, _max int, out removed int, out next_from uuid)
+language plpgsql security definer
+set search_path = pg_catalog, jobqueue, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_sort = off
+set jit = off
+as $$
+declare
+    ids uuid[];
+begin
+    select array_agg(x.id), max(x.id::text)::uuid into ids, next_from
+    from (select j.id from job j where j.id > _from order by j.id limit _max) x;
+    delete from job j
+    using queue q
+    where j.id = any (ids) and q.name = j.queue
+        and (j.status in ('completed', 'failed', 'cancelled', 'skipped'))
+        and j.completed_at <= now() - case when j.status = 'completed'
+            then option_interval(j.options, 'keep_completed', q.keep_completed)
+            else option_interval(j.options, 'keep_ended', q.keep_ended) end
+        and not (j.settle_flags & 2 <> 0 and has_waiting_children(j.id))
+        and j.ctid = any (array(select k.ctid from job k where k.id = any (ids) for update skip locked));
+    get diagnostics removed = row_count;
+    if coalesce(cardinality(ids), 0) < _max then
+        next_from := null;
+    end if;
+end
+$$;
+
+-- has_waiting_children: whether jobs still wait for this one; it is not deleted before.
+create or replace function jobqueue.has_waiting_children(_id uuid)
+returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select false
+$$;
+
+-- housekeeping: what listeners, stopped workers, old keys and old stages left behind.
+create or replace function jobqueue.housekeeping()
+returns int
+language plpgsql security definer
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+declare
+    n int;
+    total int := 0;
+begin
+    delete from watch where until < now() - interval '10 s';
+    get diagnostics n = row_count; total := total + n;
+    delete from worker where coalesce(stopped_at, heartbeat_at) < now() - interval '1 day';
+    get diagnostics n = row_count; total := total + n;
+    delete from idempotency_key where created_at < now() - interval '24 hours';
+    get diagnostics n = row_count; total := total + n;
+    return total;
+end
+$$;
+
+-- maintain: run the steps that are due, each once in the whole installation.
+--   _worker  who asks; _only  names of steps to run now, due or not (null: those that are due)
+-- Returns (step, done, next_due); without a row nothing was due. Never waits for another worker.
+create or replace function jobqueue.maintain(_worker uuid default null, _only text[] default null)
+returns table (step text, done bigint, next_due timestamptz)
+language plpgsql security definer
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    m jobqueue.maintenance;
+    new_state jsonb;
+    removed int;
+    place uuid;
+begin
+    for m in
+        select * from maintenance x
+        where case when _only is null then x.next_at <= now() else x.step = any (_only) end
+        order by x.step
+        for update skip locked
+    loop
+        new_state := m.state;
+        next_due := now() + m.every;
+        case m.step
+            when 'rescue' then
+                done := rescue(200);
+                if done > 0 then
+                    next_due := now() + interval '100 ms';
+                end if;
+            when 'expire' then
+                done := expire(500);
+                if done > 0 then
+                    next_due := now() + interval '100 ms';
+                end if;
+            when 'retention' then
+                select r.removed, r.next_from into removed, place
+                from remove_old(coalesce((m.state ->> 'from')::uuid, '00000000-0000-0000-0000-000000000000'), 5000) r;
+                done := removed;
+                new_state := jsonb_build_object('from', place);
+                if place is not null then
+                    next_due := now() + interval '1 s';
+                end if;
+            when 'housekeeping' then
+                done := housekeeping();
+            else
+                done := 0;
+        end case;
+        update maintenance x set next_at = next_due, last_at = now(), last_done = done, state = new_state where x.step = m.step;
+        step := m.step;
+        return next;
+    end loop;
+end
+$$;
+
+-- next_due: when the next waiting job becomes due; null if none waits.
+create or replace function jobqueue.next_due(_queues text[] default null)
+returns timestamptz
+language sql stable security definer
+set search_path = pg_catalog, jobqueue, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off set enable_sort = off set jit = off
+as $$
+    select j.wait_until from job j where j.wait_until is not null order by j.wait_until limit 1
+$$;

@@ -1,0 +1,212 @@
+-- next_ready: the next place in the line. The transaction gets its id first, so that a number is never older than its transaction:
+-- the sweep below the floors relies on it (docs/decisions/0003-claims.md).
+create or replace function jobqueue.next_ready()
+returns bigint
+language sql volatile
+as $$
+    select case when pg_catalog.pg_current_xact_id() is not null then pg_catalog.nextval('jobqueue.ready_seq') end
+$$;
+
+-- queue_for_send: the queue of a name; an unknown one is created with the defaults, unless the setting create_queues is false (JQ404).
+create or replace function jobqueue.queue_for_send(_name text)
+returns jobqueue.queue
+language plpgsql
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+declare
+    q jobqueue.queue;
+begin
+    select * into q from queue where name = _name;
+    if found then
+        return q;
+    elsif _name is null or _name !~ '^[A-Za-z0-9_./:-]{1,200}$' then
+        perform refuse('JQ400', 'INVALID_ARGUMENT', format('"%s" cannot be the name of a queue.', left(_name, 100)),
+            'Use 1 to 200 letters, digits, and _ . / : -');
+    elsif setting_of('create_queues', 'true') = 'false' then
+        perform refuse('JQ404', 'QUEUE_NOT_FOUND', format('There is no queue "%s".', _name),
+            'Create it with jobqueue.create_queue.', jsonb_build_object('queue', _name));
+    end if;
+    insert into queue (name) values (_name) on conflict (name) do nothing;
+    select * into q from queue where name = _name;
+    return q;
+end
+$$;
+
+-- store_job: put one job into its line, or say who stands in its place.
+create or replace function jobqueue.store_job(_job jobqueue.job, _stages jsonb, out id uuid, out created boolean, out reason text)
+language plpgsql
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    r jobqueue.job := _job;
+    holder jobqueue.job;
+begin
+    if r.run_at > now() then
+        r.wait_until := r.run_at;
+    else
+        r.ready_seq := next_ready();
+    end if;
+    insert into job select r.* on conflict do nothing;
+    if found then
+        if r.total_stages > 0 then
+            insert into stage (job_id, tenant, name, position, weight)
+            select r.id, r.tenant, s.name, s.position, s.weight from stage_list(_stages) s;
+        end if;
+        id := r.id; created := true;
+        return;
+    end if;
+    select * into holder from job j where j.id = r.id;
+    if found and holder.tenant <> r.tenant then
+        perform refuse('JQ409', 'CONFLICT', 'This id is taken.', 'Give another id, or none.');
+    end if;
+    id := r.id; created := false; reason := 'duplicate_id';
+end
+$$;
+
+-- send: add one job to a queue, in the caller's transaction.
+--   queue    its name; an unknown queue is created unless the setting create_queues is false
+--   payload  any JSON, at most 8 MB
+--   options  see jobqueue.job_options(); unknown ones are refused
+-- Returns (id, created, reason): on a collision the id of the job that is there instead, created = false and why.
+-- Errors: JQ400 bad argument, JQ403 not your tenant, JQ404 no such queue, JQ409 id taken, JQ413 too large.
+create or replace function jobqueue.send(
+    queue text, payload jsonb default '{}', options jsonb default '{}', out id uuid, out created boolean, out reason text)
+language plpgsql security definer
+set search_path = pg_catalog, jobqueue, pg_temp
+set enable_seqscan = off set jit = off
+as $$
+#variable_conflict use_column
+declare
+    q jobqueue.queue;
+    due timestamptz;
+begin
+    select * into q from queue x where x.name = send.queue;
+    if not found then
+        q := queue_for_send(send.queue);
+    end if;
+    if send.options = '{}' and is_plain(q) and pg_column_size(send.payload) < 100000
+        and not exists (select from job_type t where t.name = q.name)
+    then
+        insert into job (queue, job_type, payload, ready_seq)
+        values (q.name, q.name, coalesce(send.payload, '{}'), next_ready())
+        returning job.id into id;
+        created := true;
+        perform wake(q.name, q.number);
+        return;
+    end if;
+    select s.id, s.created, s.reason, s.due into id, created, reason, due from send_one(q, send.payload, send.options) s;
+    if created and due < now() + interval '5 s' then
+        perform wake(q.name, q.number);
+    end if;
+end
+$$;
+
+-- is_plain: a queue whose jobs need nothing but a place in the line when they are sent.
+create or replace function jobqueue.is_plain(_queue jobqueue.queue)
+returns boolean
+language sql stable
+as $$
+    select _queue.policy = 'standard' and _queue.expires_in is null
+        and _queue.keep_completed is distinct from interval '0'
+        and _queue.concurrency is null and _queue.group_concurrency is null and _queue.key_concurrency is null
+        and _queue.rate_limit is null
+        and coalesce(pg_catalog.current_setting('jobqueue.tenants', true), '') in ('', '*')
+        and pg_catalog.current_setting('role', true) is distinct from 'jobqueue_api'
+$$;
+
+-- send_one: the general way of one job; due is when it may run.
+create or replace function jobqueue.send_one(
+    _queue jobqueue.queue, _payload jsonb, _options jsonb, out id uuid, out created boolean, out reason text, out due timestamptz)
+language plpgsql
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    r jobqueue.job;
+begin
+    r := new_job(_queue, _payload, coalesce(_options, '{}'));
+    select s.id, s.created, s.reason into id, created, reason
+    from store_job(r, coalesce(_options -> 'stages', (select t.stages from job_type t where t.name = r.job_type))) s;
+    due := r.run_at;
+end
+$$;
+
+-- send_many: add many jobs to a queue in one call; all or none.
+--   jobs  [{"payload": …, "options": {…}}, …], at most 100,000
+-- Returns one row (id, created, reason) per element, in order. Errors: those of send; DETAIL names the index of the element.
+create or replace function jobqueue.send_many(queue text, jobs jsonb)
+returns table (id uuid, created boolean, reason text)
+language plpgsql security definer
+set search_path = pg_catalog, jobqueue, pg_temp
+set enable_seqscan = off set jit = off
+as $$
+#variable_conflict use_column
+declare
+    q jobqueue.queue;
+    n bigint;
+    odd bigint;
+    kinds text;
+begin
+    if jsonb_typeof(jobs) is distinct from 'array' or jsonb_array_length(jobs) > 100000 then
+        perform refuse('JQ400', 'INVALID_ARGUMENT', 'jobs must be a JSON array of at most 100,000 elements.',
+            'Give [{"payload": {…}, "options": {…}}, …].');
+    end if;
+    q := queue_for_send(send_many.queue);
+    select count(*), min(i - 1) filter (where jsonb_typeof(e) <> 'object') into n, odd
+    from jsonb_array_elements(jobs) with ordinality x (e, i)
+    where case when jsonb_typeof(e) = 'object' then e - 'payload' <> '{}' or pg_column_size(e) > 100000 else true end;
+    if odd is not null then
+        perform refuse('JQ400', 'INVALID_ARGUMENT', format('Element %s is not an object.', odd),
+            'Give {"payload": {…}, "options": {…}}.', jsonb_build_object('index', odd));
+    end if;
+    if n = 0 and is_plain(q) and not exists (select from job_type t where t.name = q.name) then
+        return query
+            with s as materialized (
+                select i, new_id() as new, coalesce(e -> 'payload', '{}') as payload
+                from jsonb_array_elements(jobs) with ordinality x (e, i)),
+            stored as (
+                insert into job (id, queue, job_type, payload, ready_seq)
+                select new, q.name, q.name, payload, next_ready() from s)
+            select s.new, true, null::text from s;
+    else
+        return query select * from send_each(q, jobs);
+    end if;
+    perform wake(q.name, q.number);
+end
+$$;
+
+-- send_each: the general way of many jobs; an error names the element.
+create or replace function jobqueue.send_each(_queue jobqueue.queue, _jobs jsonb)
+returns table (id uuid, created boolean, reason text)
+language plpgsql
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    element jsonb;
+    n bigint;
+    state text;
+    message text;
+    hint text;
+    detail text;
+begin
+    for element, n in select e, i - 1 from jsonb_array_elements(_jobs) with ordinality x (e, i) loop
+        perform refuse_unknown_option(element, array['payload', 'options'], 'an element of send_many');
+        if coalesce(jsonb_typeof(element -> 'options'), 'null') not in ('object', 'null') then
+            perform refuse('JQ400', 'INVALID_ARGUMENT', 'options must be a JSON object.');
+        end if;
+        select s.id, s.created, s.reason into id, created, reason
+        from send_one(_queue, element -> 'payload', nullif(element -> 'options', 'null')) s;
+        return next;
+    end loop;
+-- around the loop and not inside it: a block with an exception clause is a subtransaction
+exception when others then
+    get stacked diagnostics state = returned_sqlstate, message = message_text, hint = pg_exception_hint, detail = pg_exception_detail;
+    if state not like 'JQ%' then
+        raise;
+    end if;
+    perform refuse(state, detail::jsonb ->> 'code', format('Element %s: %s', n, message), hint,
+        (detail::jsonb - 'code') || jsonb_build_object('index', n));
+end
+$$;

@@ -1,0 +1,83 @@
+-- Who may do what. Roles belong to the whole cluster: another database may have made them, or be making them just now.
+do $$
+declare
+    role text;
+begin
+    foreach role in array array['jobqueue_producer', 'jobqueue_worker', 'jobqueue_api', 'jobqueue_support_readonly', 'jobqueue_support'] loop
+        if not exists (select from pg_catalog.pg_roles where rolname = role) then
+            begin
+                execute format('create role %I nologin', role);
+            exception when duplicate_object or unique_violation then
+                null;
+            end;
+        end if;
+    end loop;
+    if not pg_catalog.pg_has_role('jobqueue_support', 'jobqueue_support_readonly', 'member') then
+        begin
+            grant jobqueue_support_readonly to jobqueue_support;
+        exception when unique_violation then
+            null;
+        end;
+    end if;
+end
+$$;
+
+-- New functions can be executed by everybody unless that is taken away each time.
+revoke all on all functions in schema jobqueue from public;
+revoke all on all tables in schema jobqueue from public, jobqueue_producer, jobqueue_worker, jobqueue_api, jobqueue_support_readonly, jobqueue_support;
+revoke all on all functions in schema jobqueue from jobqueue_producer, jobqueue_worker, jobqueue_api, jobqueue_support_readonly, jobqueue_support;
+grant usage on schema jobqueue to jobqueue_producer, jobqueue_worker, jobqueue_api, jobqueue_support_readonly, jobqueue_support;
+
+-- sees what the policies below let through
+grant select on jobqueue.jobs, jobqueue.attempts, jobqueue.stages, jobqueue.checkpoints, jobqueue.actions_taken, jobqueue.workers,
+    jobqueue.queues, jobqueue.job, jobqueue.attempt, jobqueue.stage, jobqueue.checkpoint, jobqueue.done_key, jobqueue.audit,
+    jobqueue.worker, jobqueue.queue, jobqueue.job_type, jobqueue.tenant_pause
+    to jobqueue_api, jobqueue_support_readonly;
+grant execute on function jobqueue.sees_tenant(text), jobqueue.visible_tenants(), jobqueue.sees_all_tenants()
+    to jobqueue_api, jobqueue_support_readonly, jobqueue_producer, jobqueue_worker;
+
+grant execute on function
+    jobqueue.send(text, jsonb, jsonb), jobqueue.send_many(text, jsonb)
+    to jobqueue_producer, jobqueue_worker, jobqueue_api;
+
+grant execute on function
+    jobqueue.claim(text[], uuid, int, jsonb),
+    jobqueue.claim_queue(text, uuid, int[], bigint[], int[], bigint[], int, int, int, text[]),
+    jobqueue.claim_ranges(uuid, text[], int[], bigint[], int[], int, int, int, text[]),
+    jobqueue.snapshot_bounds(), jobqueue.next_due(text[]), jobqueue.promote(int, timestamptz),
+    jobqueue.complete(uuid, uuid, jsonb, jsonb), jobqueue.complete_many(jsonb),
+    jobqueue.settle(uuid, uuid[], uuid[], jsonb[], jsonb[], bigint[]),
+    jobqueue.fail(uuid, uuid, jsonb, interval), jobqueue.fail_many(jsonb),
+    jobqueue.snooze(uuid, uuid, interval), jobqueue.release(uuid, uuid), jobqueue.release_many(uuid[], uuid[]),
+    jobqueue.acknowledge(uuid, uuid), jobqueue.heartbeat(uuid, jsonb),
+    jobqueue.progress(uuid, uuid, int, text, jsonb), jobqueue.stage(uuid, uuid, text, text, jsonb),
+    jobqueue.checkpoint(uuid, uuid, text, jsonb, text, text, boolean), jobqueue.mark_done(uuid, uuid, text[]), jobqueue.done_keys(uuid),
+    jobqueue.register_worker(uuid, jsonb), jobqueue.stop_worker(uuid), jobqueue.register_job_types(jsonb),
+    jobqueue.maintain(uuid, text[])
+    to jobqueue_worker;
+
+grant execute on function
+    jobqueue.cancel(uuid, text, boolean), jobqueue.pause(uuid, text), jobqueue.resume(uuid, text), jobqueue.retry(uuid, text, boolean),
+    jobqueue.skip(uuid, text), jobqueue.run_now(uuid, text), jobqueue.prioritize(uuid, int, text), jobqueue.delete_job(uuid, text)
+    to jobqueue_api, jobqueue_support;
+grant execute on function jobqueue.drain_worker(uuid, text) to jobqueue_api, jobqueue_support;
+
+grant execute on function
+    jobqueue.allowed_actions(uuid), jobqueue.actions(uuid), jobqueue.done_keys(uuid), jobqueue.watch(text, interval)
+    to jobqueue_api, jobqueue_support_readonly, jobqueue_worker;
+
+-- Rows: jobqueue_api sees the tenants of its transaction, support sees all. Nobody else has a policy, so nobody else sees a row.
+do $$
+declare
+    name text;
+begin
+    foreach name in array array['job', 'attempt', 'stage', 'checkpoint', 'done_key', 'audit'] loop
+        execute format('alter table jobqueue.%I enable row level security', name);
+        execute format('drop policy if exists tenant_read on jobqueue.%I', name);
+        execute format('drop policy if exists support_read on jobqueue.%I', name);
+        execute format('create policy tenant_read on jobqueue.%I for select to jobqueue_api
+            using (tenant = any ((select jobqueue.visible_tenants())::text[]) or (select jobqueue.sees_all_tenants()))', name);
+        execute format('create policy support_read on jobqueue.%I for select to jobqueue_support_readonly using (true)', name);
+    end loop;
+end
+$$;

@@ -1,0 +1,54 @@
+"""Fixtures of every test that needs PostgreSQL: a real server per session, a database of its own per test."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from jobqueue.database.embedded import EmbeddedServer
+from tests.support.server import TEMPLATE, make_template, session_server, temporary_database
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[EmbeddedServer]:
+    """The session's ephemeral server (with pytest-xdist: each worker's). `JOBQUEUE_TEST_PG_BIN` selects its version."""
+    with session_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def template(server: EmbeddedServer) -> str:
+    """The name of a database that has been migrated once."""
+    make_template(server.dsn)
+    return TEMPLATE
+
+
+@pytest.fixture
+def dsn(server: EmbeddedServer, template: str) -> Iterator[str]:
+    """The conninfo of a new database with the schema."""
+    with temporary_database(server.dsn, template) as conninfo:
+        yield conninfo
+
+
+@pytest.fixture
+def empty_dsn(server: EmbeddedServer) -> Iterator[str]:
+    """The conninfo of a new database without the schema."""
+    with temporary_database(server.dsn, "template0") as conninfo:
+        yield conninfo
+
+
+@pytest.fixture
+def connection(dsn: str) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+    """An autocommit connection to the test's database; rows are tuples."""
+    with psycopg.connect(dsn, autocommit=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def aconnection(dsn: str) -> AsyncIterator[psycopg.AsyncConnection[tuple[Any, ...]]]:
+    """The same, asynchronous."""
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as opened:
+        yield opened
