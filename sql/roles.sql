@@ -26,6 +26,15 @@ $$;
 revoke all on all functions in schema jobqueue from public;
 revoke all on all tables in schema jobqueue from public, jobqueue_producer, jobqueue_worker, jobqueue_api, jobqueue_support_readonly, jobqueue_support;
 revoke all on all functions in schema jobqueue from jobqueue_producer, jobqueue_worker, jobqueue_api, jobqueue_support_readonly, jobqueue_support;
+-- every program compares the version of the schema with its own when it starts
+do $$
+begin
+    if to_regclass('jobqueue.schema_migration') is not null then
+        grant select (version) on jobqueue.schema_migration
+            to jobqueue_producer, jobqueue_worker, jobqueue_api, jobqueue_support_readonly;
+    end if;
+end
+$$;
 grant usage on schema jobqueue to jobqueue_producer, jobqueue_worker, jobqueue_api, jobqueue_support_readonly, jobqueue_support;
 
 -- sees what the policies below let through
@@ -52,7 +61,7 @@ grant execute on function
     jobqueue.acknowledge(uuid, uuid), jobqueue.heartbeat(uuid, jsonb),
     jobqueue.progress(uuid, uuid, int, text, jsonb), jobqueue.stage(uuid, uuid, text, text, jsonb),
     jobqueue.checkpoint(uuid, uuid, text, jsonb, text, text, boolean), jobqueue.mark_done(uuid, uuid, text[]), jobqueue.done_keys(uuid),
-    jobqueue.register_worker(uuid, jsonb), jobqueue.stop_worker(uuid), jobqueue.register_job_types(jsonb),
+    jobqueue.register_worker(uuid, jsonb), jobqueue.stop_worker(uuid), jobqueue.queue_names(), jobqueue.register_job_types(jsonb),
     jobqueue.maintain(uuid, text[])
     to jobqueue_worker;
 
@@ -66,12 +75,25 @@ grant execute on function
     jobqueue.allowed_actions(uuid), jobqueue.actions(uuid), jobqueue.done_keys(uuid), jobqueue.watch(text, interval)
     to jobqueue_api, jobqueue_support_readonly, jobqueue_worker;
 
+-- HTTP API: the functions of functions/http.sql. Login users of the API are granted jobqueue_api and take it in every transaction.
+grant execute on function
+    jobqueue.http_context(text, text, boolean), jobqueue.http_queue_position(uuid),
+    jobqueue.http_job_body(uuid, text[], text[], boolean), jobqueue.http_with(text, text, json),
+    jobqueue.http_job_state(uuid, text[], text[], text[], boolean),
+    jobqueue.http_job(text, text, uuid, text[], text[], text[], boolean),
+    jobqueue.http_send_one(jsonb, jsonb, boolean), jobqueue.http_send_all(jsonb, jsonb, boolean),
+    jobqueue.http_take_key(text, text, text), jobqueue.http_keep_key(text, text, uuid[]),
+    jobqueue.http_send(text, text, jsonb, boolean, jsonb, boolean, text, text, text),
+    jobqueue.http_watch(text, text[], interval), jobqueue.http_versions(text, uuid[])
+    to jobqueue_api;
+-- end of HTTP API
+
 -- Rows: jobqueue_api sees the tenants of its transaction, support sees all. Nobody else has a policy, so nobody else sees a row.
 do $$
 declare
     name text;
 begin
-    foreach name in array array['job', 'attempt', 'stage', 'checkpoint', 'done_key', 'audit'] loop
+    foreach name in array array['job', 'attempt', 'stage', 'checkpoint', 'done_key', 'audit', 'tenant_pause'] loop
         execute format('alter table jobqueue.%I enable row level security', name);
         execute format('drop policy if exists tenant_read on jobqueue.%I', name);
         execute format('drop policy if exists support_read on jobqueue.%I', name);

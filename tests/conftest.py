@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -9,7 +11,16 @@ import psycopg
 import pytest
 
 from jobqueue.database.embedded import EmbeddedServer
+from jobqueue.database.parentage import die_with_parent
 from tests.support.server import TEMPLATE, make_template, session_server, temporary_database
+
+
+def pytest_configure() -> None:
+    """A worker of pytest-xdist dies with a killed pytest, and its server with it; else both would finish the test."""
+    if "PYTEST_XDIST_WORKER" in os.environ and (
+        arm := die_with_parent(parent=os.getppid(), with_signal=signal.SIGKILL)
+    ):
+        arm()
 
 
 @pytest.fixture(scope="session")

@@ -229,11 +229,11 @@ def _reachable(bin_dir: Path, account: Account) -> Path:
     """The folder itself, or a copy of the wheel's if the account cannot enter it."""
     if bin_dir.parent != _wheel_folder() or not account.switch or account.can_enter(bin_dir):
         return bin_dir
-    return copy_programs(bin_dir.parent, COPIES) / "bin"
+    return copy_programs(bin_dir.parent, COPIES) / _WHEEL / "pginstall" / "bin"
 
 
 def copy_programs(source: Path, copies: Path) -> Path:
-    """Copy an installation to `copies/FINGERPRINT` for everybody to read, once; return that folder.
+    """Copy the wheel's installation to `copies/FINGERPRINT` for everybody to read, once; return that folder.
 
     Raises:
         BinariesNotFound: the copy cannot be written.
@@ -266,8 +266,12 @@ def _make_public(folder: Path) -> None:
 
 
 def _copy_readable(source: Path, target: Path) -> None:
+    # The programs find their libraries relative to themselves, in a folder beside the package.
     for folder in _COPIED_FOLDERS:
-        shutil.copytree(source / folder, target / folder, symlinks=True)
+        shutil.copytree(source / folder, target / _WHEEL / "pginstall" / folder, symlinks=True)
+    libraries = source.parents[1] / f"{_WHEEL}.libs"
+    if libraries.is_dir():
+        shutil.copytree(libraries, target / libraries.name, symlinks=True)
     target.chmod(0o755)
     for path in target.rglob("*"):
         if not path.is_symlink():

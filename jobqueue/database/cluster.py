@@ -23,7 +23,7 @@ import shutil
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -196,7 +196,7 @@ def runs_in(pid: int, data: Path) -> bool:
         return str(data) in command.stdout
     process = Path("/proc") / str(pid)
     try:
-        if (process / "comm").read_text().strip() not in ("postgres", "postmaster"):
+        if not _is_postgres(process):
             return False
         try:
             return (process / "cwd").readlink() == data
@@ -207,11 +207,27 @@ def runs_in(pid: int, data: Path) -> bool:
         return False
 
 
-def processes_in(data: Path) -> Iterator[int]:
+def processes_in(data: Path, account: Account) -> list[int]:
     """The PostgreSQL processes in this data directory, on Linux; elsewhere none is found."""
-    for entry in Path("/proc").glob("[0-9]*"):
-        if entry.name.isdigit() and runs_in(int(entry.name), data):
-            yield int(entry.name)
+    # Asked as the account: root without CAP_SYS_PTRACE may not see where its processes are, the account itself may.
+    script = 'for p in /proc/[0-9]*; do [ "$p/cwd" -ef "$1" ] && echo "${p#/proc/}"; done'
+    answer = subprocess.run(
+        ["/bin/sh", "-c", script, "sh", str(data)],
+        cwd="/",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=False,
+        **account.process_options,
+    )
+    return [int(pid) for pid in answer.stdout.split() if _is_postgres(Path("/proc") / pid)]
+
+
+def _is_postgres(process: Path) -> bool:
+    try:
+        return (process / "comm").read_text().strip() in ("postgres", "postmaster")
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 # --- making it --------------------------------------------------------------------------------------------------------

@@ -376,8 +376,9 @@ class EmbeddedServer:
             return
         pid_file = self._home.read_pid_file()
         if pid_file is not None and not cluster.runs_in(pid_file.pid, self._home.data):
-            for pid in cluster.processes_in(self._home.data):
-                self._signal(pid, signal.SIGQUIT)
+            for pid in cluster.processes_in(self._home.data, server_account(self._home.data)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGQUIT)
 
     def _reap(self, *, wait: bool = True) -> None:
         """Collect our child, so that it does not stay a zombie."""

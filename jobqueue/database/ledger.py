@@ -22,7 +22,7 @@ create table jobqueue.schema_migration (
     duration interval,
     down_sql text
 );
-comment on table jobqueue.schema_migration is 'Steps of the schema that were applied; the highest version is the schema''s.';
+comment on table jobqueue.schema_migration is 'Steps of the schema that were applied; the highest is its version.';
 comment on column jobqueue.schema_migration.checksum is 'SHA-256 of the step: an edited one is refused.';
 comment on column jobqueue.schema_migration.duration is 'How long it took; null if another tool applied it.';
 comment on column jobqueue.schema_migration.down_sql is 'How to undo it, for a program that does not know the step.';

@@ -1,10 +1,13 @@
 """The migrations as one text, for `jobqueue migrate sql` and for the host application's own migration tool."""
 
+# The text is made of the package's own files, quoted; nothing of it comes from outside.
+# ruff: noqa: S608
+
 from collections.abc import Iterator
 from importlib.resources.abc import Traversable
 
 from jobqueue.database import ledger, repeatables
-from jobqueue.database.schema_files import Migration, Script, SchemaFiles, load_files
+from jobqueue.database.schema_files import Migration, SchemaFiles, Script, load_files
 from jobqueue.database.steps import LOCK_TIMEOUT
 from jobqueue.errors import InvalidArgument, MigrationError
 
@@ -24,7 +27,8 @@ def sql_text(
     `to_version` defaults to the newest, or to 0 with `down`. `transactions`: with `begin` and `commit` (default), as
     psql needs it; without, for a tool that opens its own transaction (Alembic's `op.execute`, Django's `RunSQL`).
     Steps marked `tx=no` must run outside a transaction in any case.
-    Raises InvalidArgument for versions that do not exist or in the wrong order, MigrationError if a step has no way down.
+    Raises InvalidArgument for versions that do not exist or are in the wrong order, MigrationError if a step has no way
+    down.
     """
     files = load_files(source)
     goal = (0 if down else files.version) if to_version is None else to_version
@@ -67,22 +71,23 @@ def _down_parts(files: SchemaFiles, start: int, goal: int) -> Iterator[tuple[str
 def _repeatables(files: SchemaFiles) -> str:
     rows = [(file.name, file.checksum, "{" + ",".join(file.routines) + "}") for file in files.repeatables]
     rows.append((ledger.VERSION_ROW, str(files.version), "{}"))
+    insert = "insert into jobqueue.schema_object (name, checksum, routines) values\n"
     values = ",\n".join(f"    ({', '.join(map(_quote, row))})" for row in rows)
     return (
         "set local check_function_bodies = off;\n"
         + repeatables.DROP_VIEWS
         + "".join(f"-- {file.name}\n{_ended(file.sql)}" for file in files.repeatables)
         + "delete from jobqueue.schema_object;\n"
-        + f"insert into jobqueue.schema_object (name, checksum, routines) values\n{values};\n"
+        + insert
+        + values
+        + ";\n"
     )
 
 
 def _record(migration: Migration) -> str:
     down = _quote(migration.down.sql) if migration.down else "null"
-    return (
-        "insert into jobqueue.schema_migration (version, name, checksum, down_sql) values\n"
-        f"    ({migration.version}, {_quote(migration.name)}, {_quote(migration.checksum)}, {down});\n"
-    )
+    values = ", ".join((str(migration.version), _quote(migration.name), _quote(migration.checksum), down))
+    return "insert into jobqueue.schema_migration (version, name, checksum, down_sql) values\n    (" + values + ");\n"
 
 
 def _wrapped(title: str, script: Script, transactions: bool) -> str:
@@ -95,7 +100,8 @@ def _wrapped(title: str, script: Script, transactions: bool) -> str:
 def _ended(sql: str) -> str:
     """A script that another may follow: closed by a semicolon, unless a comment or one ends it already."""
     text = sql.rstrip()
-    return text + "\n" if text.endswith(";") else text + "\n;\n"
+    last_line = text.rpartition("\n")[2]
+    return text + "\n" if text.endswith(";") and "--" not in last_line else text + "\n;\n"
 
 
 def _quote(value: str) -> str:

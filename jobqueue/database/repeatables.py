@@ -96,10 +96,14 @@ def apply_all(connection: Connection[Any], files: SchemaFiles) -> list[str]:
     managed = {*ledger.applied_routines(connection), *(name for file in files.repeatables for name in file.routines)}
     before = _routine_rows(connection)
     connection.execute(DROP_VIEWS.encode())
-    for file in files.repeatables:
+    code = [file for file in files.repeatables if "/" in file.name]
+    for file in code:
         _apply(connection, file)
+    # Before roles.sql: a grant on all functions touches the obsolete ones too.
     stale = _untouched(connection, before, managed)
     connection.execute(drop_routines_by_oid(stale).encode())
+    for file in files.repeatables[len(code) :]:
+        _apply(connection, file)
     ledger.record_files(connection, files.repeatables, files.version)
     rows = connection.execute("select oid::regprocedure::text from pg_catalog.pg_proc where oid = any (%s)", (stale,))
     return sorted(signature for (signature,) in rows)

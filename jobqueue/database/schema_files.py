@@ -169,7 +169,7 @@ def _directives(text: str) -> dict[str, str]:
         if not line.startswith("--"):
             break
         if match := _DIRECTIVE.match(line):
-            found.update(pair.split("=", 1) for pair in match[1].split() if "=" in pair)
+            found.update(re.findall(r"(\w+)=(\S+)", match[1]))
     return found
 
 

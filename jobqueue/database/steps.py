@@ -1,4 +1,4 @@
-"""Running the scripts of the schema: short lock waits with retries, statements outside a transaction, clear failures."""
+"""Running the schema's scripts: short lock waits with retries, statements outside a transaction, clear failures."""
 
 import logging
 import random
@@ -54,7 +54,7 @@ def in_transaction(connection: Connection[Any], title: str, action: Callable[[],
 
 
 def run_script(connection: Connection[Any], title: str, text: str) -> None:
-    """Run a whole script; a failure names the script and the line. Lock failures pass unchanged, for `in_transaction`."""
+    """Run a whole script; a failure names script and line. Lock failures pass unchanged, for `in_transaction`."""
     with _failures(connection, title, text):
         connection.execute(text.encode())
 

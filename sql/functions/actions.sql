@@ -160,6 +160,8 @@ begin
         wait_until = case when waits then j.run_at end,
         inbox_seq = null,
         park_seq = null,
+        -- an end is one; taken up again the job runs however late
+        expires_at = case when not ended then j.expires_at end,
         run_at = case when _to = 'pending' and not waits then now() else j.run_at end,
         held_key = case when j.hold_mask & status_bit(_to) <> 0 then coalesce(j.held_key, hold_key_of(j)) end,
         claim_token = null,
@@ -241,6 +243,7 @@ begin
     if j.status = 'processing' then
         insert into attempt (job_id, attempt, tenant, claim_token, worker_id, started_at, outcome)
         values (j.id, j.attempt, j.tenant, j.claim_token, j.worker_id, j.started_at, 'cancelled');
+        update stage s set status = 'pending' where s.job_id = j.id and s.status = 'in_progress';
         perform publish_order(j.id, j.version + 1);
     end if;
     perform change_job(j, 'cancel', 'cancelled', cancel.reason);
@@ -276,7 +279,7 @@ end
 $$;
 
 -- resume: take up a paused or cancelled job again; it keeps its checkpoint and what is done. Returns the job's status.
--- A job that waits, runs or is blocked is where resume leads: nothing changes. Errors: JQ400, JQ404, JQ409.
+-- A job that waits or is blocked is where resume leads: nothing changes. Errors: JQ400, JQ404, JQ409.
 create or replace function jobqueue.resume(id uuid, reason text)
 returns text
 language plpgsql security definer
@@ -314,7 +317,10 @@ declare
 begin
     perform check_reason(retry.reason);
     j := lock_job(retry.id);
-    if j.status in ('pending', 'blocked') and j.retry_count > 0 and action = 'retry' then
+    if j.status in ('pending', 'blocked') and j.retry_count > 0
+        and (action = 'retry' or j.checkpoint_id is null and j.progress_pct = 0
+            and not exists (select from done_key d where d.job_id = j.id))
+    then
         return j.status;
     end if;
     perform check_action(j, action);

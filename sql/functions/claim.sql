@@ -16,7 +16,7 @@ create or replace function jobqueue.claim_queue(
 returns table (
     claim_id bigint, id uuid, claim_token uuid, queue text, job_type text, payload jsonb, priority int, ready_seq bigint,
     tenant text, subject text, display_name text, metadata jsonb, stats jsonb, options jsonb, attempt int, retry_count int,
-    created_at timestamptz, created_by text, started_at timestamptz, lease_until timestamptz, timeout interval, max_runtime interval,
+    created_at timestamptz, created_by text, started_at timestamptz, lease_until timestamptz, timeout double precision, max_runtime double precision,
     suspect boolean, checkpoint_id bigint, total_stages int, batch_id uuid, group_key text, singleton_key text, run_at timestamptz)
 language plpgsql security definer
 set search_path = pg_catalog, jobqueue, pg_temp
@@ -32,11 +32,15 @@ declare
     seqs bigint[];
     more tid[];
     more_seqs bigint[];
+    seconds double precision;
+    most_seconds double precision;
 begin
     select * into q from queue x where x.name = _queue;
     if not found or q.paused_at is not null then
         return;
     end if;
+    seconds := extract(epoch from q.timeout);
+    most_seconds := extract(epoch from q.max_runtime);
     select array_agg(t.name) into not_types from job_type t where t.paused_at is not null;
     select array_agg(p.tenant) into not_tenants from tenant_pause p;
 
@@ -124,7 +128,8 @@ begin
         select noted.id, t.id, t.claim_token, t.queue, t.job_type, t.payload, t.priority, t.s,
             t.tenant, t.subject, t.display_name, t.metadata, t.stats, t.options, t.attempt, t.retry_count,
             t.created_at, t.created_by, t.started_at, t.lease_until,
-            option_interval(t.options, 'timeout', q.timeout), option_interval(t.options, 'max_runtime', q.max_runtime),
+            case when t.options ? 'timeout' then (t.options ->> 'timeout')::double precision else seconds end,
+            case when t.options ? 'max_runtime' then (t.options ->> 'max_runtime')::double precision else most_seconds end,
             t.suspect, t.checkpoint_id, t.total_stages, t.batch_id, t.group_key, t.singleton_key, t.run_at
         from noted cross join taken t
         order by t.n;
@@ -142,7 +147,7 @@ create or replace function jobqueue.claim_ranges(
 returns table (
     claim_id bigint, id uuid, claim_token uuid, queue text, job_type text, payload jsonb, priority int, ready_seq bigint,
     tenant text, subject text, display_name text, metadata jsonb, stats jsonb, options jsonb, attempt int, retry_count int,
-    created_at timestamptz, created_by text, started_at timestamptz, lease_until timestamptz, timeout interval, max_runtime interval,
+    created_at timestamptz, created_by text, started_at timestamptz, lease_until timestamptz, timeout double precision, max_runtime double precision,
     suspect boolean, checkpoint_id bigint, total_stages int, batch_id uuid, group_key text, singleton_key text, run_at timestamptz)
 language plpgsql security definer
 set search_path = pg_catalog, jobqueue, pg_temp
@@ -153,24 +158,29 @@ as $$
 declare
     part record;
     found_now int;
-    found_before int;
     left_over int := _max_jobs;
     left_to_start int := _start;
+    left_suspects int := _suspects;
+    exhausted text[] := '{}';
+    exhausted_before int;
 begin
-    -- again while others took what was read: at most three times
-    for round in 1 .. 3 loop
-        found_before := left_over;
+    -- again without the queues that had less than was read of them: they are paused, or others were faster
+    loop
+        exhausted_before := cardinality(exhausted);
         for part in
-            select h.queue, count(*)::int as n, min(h.seq) as first_seq
+            select h.queue, count(*)::int as n, count(*) filter (where h.suspect)::int as suspects
             from (
-                select r.queue, x.rank, x.seq
+                select r.queue, x.rank, x.seq, x.suspect
                 from unnest(_queues, _ranks_from, _seqs_from, _ranks_to) r (queue, rank, low, rank_to)
                 cross join lateral (
-                    select (-j.priority) as rank, j.ready_seq as seq
+                    select (-j.priority) as rank, j.ready_seq as seq, j.suspect
                     from job j
-                    where j.queue = r.queue and j.ready_seq is not null
+                    where j.queue = r.queue and r.queue <> all (exhausted) and j.ready_seq is not null
                         and (-j.priority, j.ready_seq) >= (r.rank, r.low) and (-j.priority) < r.rank_to
+                        and (left_suspects is null or left_suspects > 0 or not j.suspect)
                         and (_job_types is null or j.job_type = any (_job_types))
+                        and j.job_type <> all (array(select t.name from job_type t where t.paused_at is not null))
+                        and j.tenant <> all (array(select p.tenant from tenant_pause p))
                     order by (-j.priority), j.ready_seq
                     limit left_over) x
                 order by x.rank, x.seq
@@ -185,12 +195,16 @@ begin
                     from unnest(_queues, _ranks_from, _seqs_from, _ranks_to) r (queue, rank, low, rank_to)
                     where r.queue = part.queue) r
                 cross join lateral claim_queue(part.queue, _worker, r.ranks, r.lows, r.ranks_to, null,
-                    part.n, left_to_start, _suspects, _job_types) c;
+                    part.n, left_to_start, least(left_suspects, part.suspects), _job_types) c;
             get diagnostics found_now = row_count;
+            if found_now < part.n then
+                exhausted := exhausted || part.queue;
+            end if;
+            left_suspects := left_suspects - least(left_suspects, part.suspects);
             left_over := left_over - found_now;
             left_to_start := greatest(0, left_to_start - found_now);
         end loop;
-        exit when left_over = 0 or left_over = found_before;
+        exit when left_over = 0 or cardinality(exhausted) = exhausted_before;
     end loop;
 end
 $$;
@@ -242,8 +256,7 @@ begin
     return query
         select c.id, c.claim_token, c.queue, c.job_type, 'processing'::text, c.payload, c.priority, c.tenant, c.subject,
             c.display_name, c.metadata, c.stats, c.attempt, c.retry_count, c.created_at, c.created_by,
-            c.run_at, c.started_at, c.lease_until, extract(epoch from c.timeout)::double precision,
-            extract(epoch from c.max_runtime)::double precision, c.singleton_key, c.group_key, c.batch_id,
+            c.run_at, c.started_at, c.lease_until, c.timeout, c.max_runtime, c.singleton_key, c.group_key, c.batch_id,
             case when k.id is not null then jsonb_build_object('stage', k.stage, 'data', k.data, 'reference', k.reference,
                 'hash', k.hash, 'at', k.created_at, 'pause_safe', k.pause_safe) end,
             k.stage, k.data, k.reference, k.hash, k.created_at
@@ -258,7 +271,7 @@ create or replace function jobqueue.claim_any(_worker uuid, _queues text[], _ran
 returns table (
     claim_id bigint, id uuid, claim_token uuid, queue text, job_type text, payload jsonb, priority int, ready_seq bigint,
     tenant text, subject text, display_name text, metadata jsonb, stats jsonb, options jsonb, attempt int, retry_count int,
-    created_at timestamptz, created_by text, started_at timestamptz, lease_until timestamptz, timeout interval, max_runtime interval,
+    created_at timestamptz, created_by text, started_at timestamptz, lease_until timestamptz, timeout double precision, max_runtime double precision,
     suspect boolean, checkpoint_id bigint, total_stages int, batch_id uuid, group_key text, singleton_key text, run_at timestamptz)
 language plpgsql
 set search_path = pg_catalog, jobqueue, pg_temp

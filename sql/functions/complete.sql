@@ -15,7 +15,7 @@ set jit = off
 as $$
 #variable_conflict use_column
 declare
-    done int;
+    done uuid[];
     flagged uuid[];
     large uuid[];
 begin
@@ -47,15 +47,15 @@ begin
         where j.id = x.id and j.claim_token = x.token and j.status = 'processing'
             and (large is null or x.id <> all (large))
         returning j.id, j.settle_flags)
-    select count(*), array_agg(s.id) filter (where s.settle_flags <> 0) into done, flagged from settled s;
+    select array_agg(s.id), array_agg(s.id) filter (where s.settle_flags <> 0) into done, flagged from settled s;
     if _finished_claims is not null then
         delete from claim_batch b where b.id = any (_finished_claims);
     end if;
     if flagged is not null then
         perform after_end(flagged);
     end if;
-    if done <> cardinality(_ids) then
-        return query select * from refused_of(_ids, _tokens, large);
+    if cardinality(done) is distinct from cardinality(_ids) then
+        return query select * from refused_of(_ids, _tokens, large, done);
     end if;
     if anyone_watches() then
         perform publish_changes(_ids);
@@ -64,7 +64,7 @@ end
 $$;
 
 -- refused_of: why the rest of a settle was not completed; results that cannot be stored end their attempt.
-create or replace function jobqueue.refused_of(_ids uuid[], _tokens uuid[], _large uuid[])
+create or replace function jobqueue.refused_of(_ids uuid[], _tokens uuid[], _large uuid[], _done uuid[])
 returns table (id uuid, token uuid, outcome text)
 language plpgsql
 set search_path = pg_catalog, jobqueue, pg_temp
@@ -76,7 +76,7 @@ declare
 begin
     for given in
         select x.id, x.token, x.id = any (_large) as large, j.id is not null as there, j.claim_token = x.token as owned, j.status,
-            j.completed_at = now() as ended_now
+            coalesce(x.id = any (_done), false) as ended_now
         from unnest(_ids, _tokens) x (id, token)
         left join job j on j.id = x.id
     loop
@@ -172,7 +172,7 @@ returns boolean
 language sql immutable
 set search_path = pg_catalog, pg_temp
 as $$
-    select _text ~* '^\{?[0-9a-f]{4}-?([0-9a-f]{4}-?){6}[0-9a-f]{4}\}?$'
+    select _text ~* '^([0-9a-f]{4}-?){7}[0-9a-f]{4}$'
 $$;
 
 -- check_stats: stats are an object, or nothing.

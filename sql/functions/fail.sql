@@ -9,7 +9,9 @@ set search_path = pg_catalog, jobqueue, pg_temp
 as $$
     select case
         when coalesce((_options ->> 'retry_backoff')::boolean, _queue.retry_backoff) then
-            least(d.delay * power(2, least(_n - 1, 30)) * (1 + random()), coalesce(d.most, interval '1000 years'))
+            -- in seconds: a long delay doubled often is more than an interval holds
+            make_interval(secs => least(extract(epoch from d.delay)::double precision * power(2, least(_n - 1, 30)) * (1 + random()),
+                extract(epoch from coalesce(d.most, interval '1000 years'))::double precision))
         else d.delay end
     from (select option_interval(_options, 'retry_delay', _queue.retry_delay) as delay,
         option_interval(_options, 'retry_delay_max', _queue.retry_delay_max) as most) d
@@ -56,7 +58,8 @@ begin
         paused_at = case when _to = 'paused' then now() else j.paused_at end,
         updated_at = now(),
         estimated_completion = null,
-        status_reason = _reason,
+        -- what people asked for keeps the reason that they gave
+        status_reason = case when _to in ('cancelled', 'paused') then coalesce(_reason, j.status_reason) else _reason end,
         error_class = coalesce(_error ->> 'class', j.error_class),
         error_code = case when _error is null then j.error_code else _error ->> 'code' end,
         error_message = case when _error is null then j.error_message else _error ->> 'message' end
@@ -85,7 +88,8 @@ as $$
         array['blocked', 'pending', 'processing', 'paused', 'completed', 'failed', 'cancelled', 'skipped'], _status) - 1)
 $$;
 
--- after_failure: what a job that ended as failed brings about: a copy in its dead letter queue.
+-- after_failure: what a job that ended as failed brings about: a copy in its dead letter queue. Nothing in here may refuse: a failure
+-- must always be stored. So the queue is created whatever the setting says, and neither limits nor tenants are looked at again.
 create or replace function jobqueue.after_failure(_id uuid, _error jsonb)
 returns void
 language plpgsql
@@ -94,7 +98,7 @@ as $$
 declare
     j jobqueue.job;
     target text;
-    copy jobqueue.job;
+    dead jobqueue.queue;
 begin
     select * into j from job where id = _id;
     select case when j.options ? 'dead_letter' then j.options ->> 'dead_letter' else q.dead_letter end into target
@@ -102,11 +106,12 @@ begin
     if target is null or target = j.queue then
         return;
     end if;
-    copy := new_job(queue_for_send(target), j.payload, jsonb_strip_nulls(jsonb_build_object(
-        'job_type', j.job_type, 'tenant', j.tenant, 'subject', j.subject, 'display_name', j.display_name, 'priority', j.priority,
-        'created_by', j.created_by, 'metadata', j.metadata, 'group', j.group_key, 'tier', j.tier)));
-    copy.dead_letter_of := j.id;
-    perform store_job(copy, null);
+    insert into queue (name) values (target) on conflict (name) do nothing;
+    select * into dead from queue q where q.name = target;
+    insert into job (queue, job_type, tenant, payload, priority, subject, display_name, created_by, metadata, group_key, tier, pausable,
+        dead_letter_of, ready_seq, expires_at, settle_flags)
+    values (target, j.job_type, j.tenant, j.payload, j.priority, j.subject, j.display_name, j.created_by, j.metadata, j.group_key, j.tier,
+        j.pausable, j.id, next_ready(), now() + dead.expires_in, case when dead.keep_completed = interval '0' then 1 else 0 end);
     perform wake_many(array[target]);
 end
 $$;
@@ -181,7 +186,7 @@ begin
     perform end_attempt(_job, _outcome, to_status, due, error,
         case when retried then _job.retry_count + 1 else _job.retry_count end,
         case when lost then _job.lost_count + 1 else 0 end, lost, null,
-        case to_status when 'pending' then 'waits for a retry' when 'failed' then null else 'as asked, after a failed attempt' end);
+        case to_status when 'pending' then 'waits for a retry' end);
     return to_status;
 end
 $$;
@@ -215,8 +220,8 @@ language plpgsql security definer
 set search_path = pg_catalog, jobqueue, pg_temp
 as $$
 begin
-    if fail.retry_in < interval '0' then
-        perform refuse('JQ400', 'INVALID_ARGUMENT', 'retry_in must not be negative.');
+    if fail.retry_in < interval '0' or fail.retry_in > interval '1000 years' then
+        perform refuse('JQ400', 'INVALID_ARGUMENT', 'retry_in must be from 0 seconds to 1000 years.');
     end if;
     perform clean_error(fail.error);
     return fail_claim(lock_claim(fail.id, fail.token), case when fail.error ->> 'code' = 'TIMEOUT' then 'timed_out' else 'failed' end,
@@ -267,8 +272,8 @@ language plpgsql security definer
 set search_path = pg_catalog, jobqueue, pg_temp
 as $$
 begin
-    if snooze.delay is null or snooze.delay < interval '0' then
-        perform refuse('JQ400', 'INVALID_ARGUMENT', 'delay must be given and not negative.');
+    if snooze.delay is null or snooze.delay < interval '0' or snooze.delay > interval '1000 years' then
+        perform refuse('JQ400', 'INVALID_ARGUMENT', 'delay must be given, from 0 seconds to 1000 years.');
     end if;
     return give_back(lock_claim(snooze.id, snooze.token), 'snoozed', now() + snooze.delay, null);
 end

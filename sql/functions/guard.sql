@@ -84,7 +84,8 @@ set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off se
 as $$
 begin
     delete from attempt c using gone where c.job_id = gone.id and gone.attempt > 0;
-    delete from attempt c using gone where c.job_id = gone.id and gone.attempt = 0 and gone.status = 'failed';
+    -- expired before it ever ran, and perhaps retried since
+    delete from attempt c using gone where c.job_id = gone.id and gone.attempt = 0 and gone.error_class is not null;
     delete from stage c using gone where c.job_id = gone.id and (gone.total_stages is not null or gone.current_stage is not null);
     delete from checkpoint c using gone where c.job_id = gone.id and gone.attempt > 0;
     delete from done_key c using gone where c.job_id = gone.id and gone.attempt > 0;

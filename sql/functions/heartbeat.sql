@@ -19,6 +19,14 @@ begin
         where case when jsonb_typeof(e) = 'object' then not coalesce(is_uuid(e ->> 'id') and is_uuid(e ->> 'token'), false) else true end)
     then
         perform refuse('JQ400', 'INVALID_ARGUMENT', 'Each job of a heartbeat needs an id and a token (uuids).');
+    elsif exists (select from jsonb_array_elements(jobs) e
+        where coalesce(jsonb_typeof(e -> 'started'), 'null') not in ('boolean', 'null')
+            or coalesce(jsonb_typeof(e -> 'pct'), 'null') not in ('number', 'null')
+            or coalesce(jsonb_typeof(e -> 'message'), 'null') not in ('string', 'null')
+            or coalesce(jsonb_typeof(e -> 'data'), 'null') not in ('object', 'null'))
+    then
+        perform refuse('JQ400', 'INVALID_ARGUMENT', 'A job of a heartbeat has values of a wrong type.',
+            'started is true or false, pct a number, message a string, data an object.');
     end if;
     insert into worker as w (id, name, running) values (heartbeat.worker, current_setting('application_name'), jsonb_array_length(jobs))
     on conflict (id) do update set heartbeat_at = now(), running = jsonb_array_length(jobs), stopped_at = null;
@@ -49,7 +57,7 @@ begin
         select e from jsonb_array_elements(jobs) e
         where e ?| array['pct', 'message', 'data'] order by e ->> 'id'
     loop
-        perform store_progress((beat ->> 'id')::uuid, (beat ->> 'token')::uuid, (beat ->> 'pct')::numeric::int, beat ->> 'message',
+        perform store_progress((beat ->> 'id')::uuid, (beat ->> 'token')::uuid, least(greatest((beat ->> 'pct')::numeric, 0), 100)::int, beat ->> 'message',
             nullif(beat -> 'data', 'null'));
     end loop;
     return query

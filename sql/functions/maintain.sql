@@ -51,6 +51,11 @@ declare
     later timestamptz;
     n int := 0;
 begin
+    -- notes of claims that have ended otherwise: clients without the worker's bookkeeping leave one behind for every claim
+    delete from claim_batch b
+    using (select c.id from claim_batch c where c.check_at <= now() order by c.check_at limit _max * 50 for update skip locked) due
+    where b.id = due.id
+        and not exists (select from unnest(b.job_ids) x (id) join job k on k.id = x.id and k.status = 'processing');
     for note in
         select * from claim_batch b where b.check_at <= now() order by b.check_at limit _max for update skip locked
     loop

@@ -44,7 +44,12 @@ begin
         result := result || jsonb_build_object('retry_backoff', to_boolean(_options -> 'retry_backoff', 'retry_backoff'));
     end if;
     if _options ? 'dead_letter' then
-        result := result || jsonb_build_object('dead_letter', to_text(_options -> 'dead_letter', 'dead_letter', 200));
+        name := to_text(_options -> 'dead_letter', 'dead_letter', 200);
+        if name !~ '^[A-Za-z0-9_./:-]{1,200}$' then
+            perform refuse('JQ400', 'INVALID_ARGUMENT', format('"%s" cannot be the name of a queue.', left(name, 100)),
+                'Use 1 to 200 letters, digits, and _ . / : -', '{"option": "dead_letter"}');
+        end if;
+        result := result || jsonb_build_object('dead_letter', name);
     end if;
     return nullif(result, '{}');
 end
@@ -57,6 +62,11 @@ language plpgsql stable
 set search_path = pg_catalog, pg_temp
 as $$
 begin
+    -- jobqueue.tenants is a list with commas, in which * means all
+    if _tenant = '*' or strpos(_tenant, ',') > 0 then
+        perform jobqueue.refuse('JQ400', 'INVALID_ARGUMENT', format('"%s" cannot be the name of a tenant.', left(_tenant, 100)),
+            'A tenant is not "*" and has no comma in its name.', '{"option": "tenant"}');
+    end if;
     if not jobqueue.sees_tenant(_tenant) then
         perform jobqueue.refuse('JQ403', 'FORBIDDEN', format('This session may not act for the tenant "%s".', left(_tenant, 200)),
             'It is bound to the tenants in the setting jobqueue.tenants.', jsonb_build_object('tenant', left(_tenant, 200)));
@@ -87,15 +97,28 @@ returns table (name text, "position" int, weight double precision)
 language plpgsql stable
 set search_path = pg_catalog, jobqueue, pg_temp
 as $$
+declare
+    stage jsonb;
+    names text[] := '{}';
 begin
     if jsonb_typeof(_stages) is distinct from 'array' or jsonb_array_length(_stages) > 1000 then
         perform refuse('JQ400', 'INVALID_ARGUMENT', 'stages must be a list of at most 1000 stages.',
             'Give names, or objects such as {"name": "ocr", "weight": 5}.', '{"option": "stages"}');
     end if;
-    return query
-        select to_text(case jsonb_typeof(s) when 'object' then s -> 'name' else s end, 'stages.name', 200), n::int,
-            coalesce(case when jsonb_typeof(s -> 'weight') = 'number' then (s ->> 'weight')::double precision end, 1)
-        from jsonb_array_elements(_stages) with ordinality e (s, n);
+    for stage, "position" in select s, n from jsonb_array_elements(_stages) with ordinality e (s, n) loop
+        if jsonb_typeof(stage) = 'object' then
+            perform refuse_unknown_option(stage, array['name', 'weight'], 'a stage');
+        else
+            stage := jsonb_build_object('name', stage);
+        end if;
+        name := to_text(stage -> 'name', 'stages.name', 200);
+        weight := coalesce(to_weight(stage -> 'weight', 'stages.weight'), 1);
+        if name is null or name = any (names) then
+            perform refuse('JQ400', 'INVALID_ARGUMENT', format('Stage %s needs a name of its own.', "position"), '', '{"option": "stages"}');
+        end if;
+        names := names || name;
+        return next;
+    end loop;
 end
 $$;
 

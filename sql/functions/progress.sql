@@ -1,39 +1,60 @@
 -- What a handler says while it runs. Each of these is a sign of life (see timeout), names the claim token, and answers with what is
 -- asked of the job: cancel, pause or null.
 
--- store_progress: progress without raising; false if the claim is lost. Nothing is written, and no version spent, if nothing changed.
+-- store_progress: progress of a claim; false if the claim is lost. The sign of life is always written; version and listeners hear of it only
+-- if something changed that a poller can see. Errors: JQ400, JQ413.
 create or replace function jobqueue.store_progress(_id uuid, _token uuid, _pct int, _message text, _data jsonb)
 returns boolean
 language plpgsql
 set search_path = pg_catalog, jobqueue, pg_temp
 as $$
 declare
-    done bigint := case when jsonb_typeof(_data -> 'done') = 'number' then trunc((_data ->> 'done')::numeric)::bigint end;
-    total bigint := case when jsonb_typeof(_data -> 'total') = 'number' then trunc((_data ->> 'total')::numeric)::bigint end;
+    done bigint := to_bigint(_data -> 'done', 'done');
+    total bigint := to_bigint(_data -> 'total', 'total');
+    ends timestamptz := to_time(_data -> 'estimated_completion', 'estimated_completion');
     rest jsonb := nullif(_data - array['done', 'total', 'substage', 'estimated_completion'], '{}');
     pct int := least(greatest(_pct, 0), 100);
     message text := clean_text(_message, 2000);
+    changed boolean;
 begin
     update job j
     set life_at = now(),
-        version = j.version + 1,
-        updated_at = now(),
-        progress_pct = coalesce(pct, j.progress_pct),
-        progress_message = coalesce(message, j.progress_message),
-        progress_done = coalesce(done, j.progress_done),
-        progress_total = coalesce(total, j.progress_total),
-        substage = case when _data ? 'substage' then clean_text(_data ->> 'substage', 500) else j.substage end,
-        estimated_completion = case when _data ? 'estimated_completion' then (_data ->> 'estimated_completion')::timestamptz
-            else j.estimated_completion end,
-        metadata = case when rest is null then j.metadata else coalesce(j.metadata, '{}') || rest end
-    where j.id = _id and j.claim_token = _token and j.status = 'processing';
+        version = j.version + n.differs::int,
+        updated_at = case when n.differs then now() else j.updated_at end,
+        progress_pct = n.pct_now,
+        progress_message = n.message_now,
+        progress_done = n.done_now,
+        progress_total = n.total_now,
+        substage = n.substage_now,
+        estimated_completion = n.ends_now,
+        metadata = n.metadata_now
+    from (
+        select k.id, x.*,
+            (x.pct_now, x.message_now, x.done_now, x.total_now, x.substage_now, x.ends_now, x.metadata_now) is distinct from
+            (k.progress_pct::int, k.progress_message, k.progress_done, k.progress_total, k.substage, k.estimated_completion, k.metadata)
+                as differs
+        from job k
+        cross join lateral (
+            select coalesce(pct, k.progress_pct) as pct_now,
+                coalesce(message, k.progress_message) as message_now,
+                coalesce(done, k.progress_done) as done_now,
+                coalesce(total, k.progress_total) as total_now,
+                case when _data ? 'substage' then clean_text(_data ->> 'substage', 500) else k.substage end as substage_now,
+                case when _data ? 'estimated_completion' then ends else k.estimated_completion end as ends_now,
+                case when rest is null then k.metadata else coalesce(k.metadata, '{}') || rest end as metadata_now) x
+        where k.id = _id and k.claim_token = _token and k.status = 'processing'
+        for update of k) n
+    where j.id = _id and n.id = j.id
+    returning n.differs into changed;
     if not found then
         return false;
     end if;
-    if rest is not null then
+    if rest is not null and changed then
         perform refuse_large((select j.metadata from job j where j.id = _id), 'metadata', 1048576);
     end if;
-    perform publish_changes(array[_id]);
+    if changed then
+        perform publish_changes(array[_id]);
+    end if;
     return true;
 end
 $$;
@@ -81,10 +102,12 @@ begin
             'Stages are pending, in_progress, completed, failed or skipped.');
     end if;
     perform refuse_unknown_option(d, array['of', 'weight', 'error', 'metadata', 'output'], 'stage');
-    if d ? 'weight' and not coalesce(jsonb_typeof(d -> 'weight') = 'number' and (d ->> 'weight')::double precision > 0, false) then
-        perform refuse('JQ400', 'INVALID_ARGUMENT', 'weight must be a number above 0.');
+    if coalesce(jsonb_typeof(d -> 'metadata'), 'null') not in ('object', 'null') then
+        perform refuse('JQ400', 'INVALID_ARGUMENT', 'metadata must be a JSON object.', '', '{"option": "metadata"}');
     end if;
-    weight := (d ->> 'weight')::double precision;
+    perform refuse_large(d -> 'metadata', 'metadata', 1048576);
+    perform refuse_large(d -> 'output', 'checkpoint', 8388608);
+    weight := to_weight(d -> 'weight', 'weight');
     insert into stage as s (job_id, name, tenant, position, status, weight, attempt, started_at, completed_at, error, metadata, output)
     values (j.id, stage.stage, j.tenant, (select count(*) + 1 from stage x where x.job_id = j.id), stage.status, coalesce(weight, 1),
         j.attempt, case when stage.status <> 'pending' then now() end,
@@ -99,7 +122,6 @@ begin
         error = case when excluded.status = 'failed' then coalesce(excluded.error, s.error) else excluded.error end,
         metadata = case when excluded.metadata is null then s.metadata else coalesce(s.metadata, '{}') || excluded.metadata end,
         output = coalesce(excluded.output, s.output);
-    perform refuse_large((select s.output from stage s where s.job_id = j.id and s.name = stage.stage), 'checkpoint', 8388608);
     update job x
     set life_at = now(),
         updated_at = now(),

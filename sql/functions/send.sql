@@ -85,7 +85,7 @@ begin
     if not found then
         q := queue_for_send(send.queue);
     end if;
-    if send.options = '{}' and is_plain(q) and pg_column_size(send.payload) < 100000
+    if send.options = '{}' and is_plain(q) and pg_column_size(send.payload #> '{}') < 100000
         and not exists (select from job_type t where t.name = q.name)
     then
         insert into job (queue, job_type, payload, ready_seq)

@@ -83,6 +83,51 @@ begin
 end
 $$;
 
+-- to_weight: the share of a stage, above 0 and at most a million; null stays null.
+create or replace function jobqueue.to_weight(_value jsonb, _name text)
+returns double precision
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    given numeric;
+begin
+    if _value is null or jsonb_typeof(_value) = 'null' then
+        return null;
+    elsif jsonb_typeof(_value) = 'number' then
+        given := (_value #>> '{}')::numeric;
+        if given between 0.000001 and 1000000 then
+            return given::double precision;
+        end if;
+    end if;
+    perform jobqueue.refuse('JQ400', 'INVALID_ARGUMENT',
+        format('%s must be a number above 0 and at most a million, not %s.', _name, left(_value::text, 100)), '',
+        jsonb_build_object('option', _name));
+end
+$$;
+
+-- to_bigint: a whole number from 0; fractions are cut. Null stays null.
+create or replace function jobqueue.to_bigint(_value jsonb, _name text)
+returns bigint
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    given numeric;
+begin
+    if _value is null or jsonb_typeof(_value) = 'null' then
+        return null;
+    elsif jsonb_typeof(_value) = 'number' then
+        given := trunc((_value #>> '{}')::numeric);
+        if given between 0 and 9007199254740991 then
+            return given::bigint;
+        end if;
+    end if;
+    perform jobqueue.refuse('JQ400', 'INVALID_ARGUMENT', format('%s must be a number from 0, not %s.', _name, left(_value::text, 100)),
+        '', jsonb_build_object('option', _name));
+end
+$$;
+
 -- to_text: a string of at most _most characters, not empty; null stays null.
 create or replace function jobqueue.to_text(_value jsonb, _name text, _most int)
 returns text
@@ -131,7 +176,8 @@ as $$
 $$;
 
 -- refuse_large: JQ413 if a value is over its limit (settings max_payload_bytes, max_result_bytes, max_checkpoint_bytes: 8 MB;
--- max_metadata_bytes: 1 MB). The exact size is taken only of values that could be near the limit.
+-- max_metadata_bytes: 1 MB). The exact size is taken only of values that could be near the limit; #> '{}' unpacks a value that comes
+-- from a table, which would else be measured compressed.
 create or replace function jobqueue.is_too_large(_value jsonb, _what text, _default bigint)
 returns boolean
 language plpgsql stable
@@ -139,7 +185,7 @@ set search_path = pg_catalog, pg_temp
 as $$
 begin
     return _value is not null
-        and pg_column_size(_value) > 100000
+        and pg_column_size(_value #> '{}') > 100000
         and octet_length(_value::text) > (jobqueue.setting_of('max_' || _what || '_bytes', to_jsonb(_default)))::bigint;
 end
 $$;

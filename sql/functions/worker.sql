@@ -84,3 +84,12 @@ begin
     perform note_action('drain_worker', null, null, drain_worker.worker::text, null, null, drain_worker.reason);
 end
 $$;
+
+-- queue_names: the queues there are; for workers that serve all of them.
+create or replace function jobqueue.queue_names()
+returns table (name text, number int)
+language sql stable security definer
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+    select q.name, q.number from queue q order by q.name
+$$;

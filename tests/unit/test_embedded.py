@@ -22,9 +22,8 @@ from click.testing import CliRunner
 from jobqueue.cli.server import group
 from jobqueue.database import binaries as programs
 from jobqueue.database import cluster
-from jobqueue.database.binaries import Account, Binaries
 from jobqueue.database.cluster import Home
-from jobqueue.database.embedded import EmbeddedServer, EmbeddedServerError, default_data_dir
+from jobqueue.database.embedded import EmbeddedServer, EmbeddedServerError
 from jobqueue.database.ephemeral import PREFIX, make_ephemeral_home, sweep_ephemeral_homes
 from tests.support.embedded_process import ServerProcess
 from tests.support.server import chosen_binaries
@@ -323,7 +322,7 @@ def test_a_killed_postmaster_is_replaced(home: Home, open_process: OpenProcess, 
         assert answers(process.call("start"))
     assert postmaster(home) != pid
     process.call("stop")
-    assert not list(cluster.processes_in(home.data))
+    assert not cluster.processes_in(home.data, programs.server_account(home.data))
 
 
 def test_a_stale_pid_file_whose_pid_lives_again_does_not_count(home: Home, open_process: OpenProcess) -> None:
@@ -419,18 +418,6 @@ def test_a_named_folder_without_programs_is_an_error(place: Path) -> None:
         EmbeddedServer(place / "home", bin_dir=place).start()
 
 
-def test_existing_data_choose_the_programs_of_their_version(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(programs, "_candidates", lambda: iter([Path("/a/18/bin"), Path("/a/15/bin")]))
-    monkeypatch.setattr(
-        programs, "inspect_binaries", lambda path, _: Binaries(path, path.parent.name, int(path.parent.name))
-    )
-    monkeypatch.delenv("JOBQUEUE_PG_BIN", raising=False)
-    somebody = Account(os.geteuid(), os.getegid(), switch=False)
-    assert programs.find_binaries(None, somebody).major == 18
-    assert programs.find_binaries(None, somebody, major=15).major == 15
-    assert programs.find_binaries(None, somebody, major=16).major == 18
-
-
 @needs_root
 def test_a_data_dir_below_a_closed_folder_is_an_error_for_root(place: Path, bin_dir: Path) -> None:
     (place / "closed").mkdir(mode=0o700)
@@ -450,28 +437,21 @@ def test_an_ordinary_user_is_told_that_the_directory_is_not_theirs(prepared: dic
 
 @needs_root
 def test_programs_out_of_reach_are_copied_once(place: Path, bin_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = place / "closed" / "pginstall"
-    for folder in ("bin", "lib", "share"):
-        (source / folder).mkdir(parents=True)
-    (source / "bin" / "postgres").write_text("#!/bin/sh\necho 'postgres (PostgreSQL) 18.99'\n")
-    (source / "bin" / "initdb").write_text("#!/bin/sh\n")
-    for program in ("postgres", "initdb"):
-        (source / "bin" / program).chmod(0o700)
+    wheel = programs._wheel_folder()
+    assert wheel is not None
+    source = place / "closed" / wheel.parent.name / "pginstall"
+    for folder in (Path(wheel.parent.name) / "pginstall", Path(f"{wheel.parent.name}.libs")):
+        shutil.copytree(wheel.parents[1] / folder, place / "closed" / folder, symlinks=True)
     (place / "closed").chmod(0o700)
     monkeypatch.setattr(programs, "_wheel_folder", lambda: source)
     monkeypatch.setattr(programs, "COPIES", place / "copies")
     monkeypatch.delenv("JOBQUEUE_PG_BIN", raising=False)
     account = programs.server_account(Path("/nonexistent"))
     first = programs.find_binaries(None, account)
-    assert first.version == "18.99"
+    assert answers(EmbeddedServer(place / "home", bin_dir=first.bin_dir).start())
     assert programs.find_binaries(None, account).bin_dir == first.bin_dir
     assert len(list((place / "copies").iterdir())) == 1
     assert stat.S_IMODE((place / "closed").stat().st_mode) == 0o700
-
-
-def test_a_user_id_without_a_name_is_told_what_to_do() -> None:
-    with pytest.raises(programs.AccountMissing, match="add a line such as `jobqueue:x:54321:"):
-        programs.require_account_entry(Account(54321, 54321, switch=False))
 
 
 # --- around it --------------------------------------------------------------------------------------------------------
@@ -490,17 +470,6 @@ def test_abandoned_ephemeral_homes_are_swept_and_live_ones_are_not(
     assert answers(server.dsn)
     server.stop()
     assert not list(place.glob(f"{PREFIX}*"))
-
-
-def test_the_default_directory_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("JOBQUEUE_DATA_DIR", "/somewhere")
-    assert default_data_dir() == Path("/somewhere")
-    monkeypatch.delenv("JOBQUEUE_DATA_DIR")
-    monkeypatch.setenv("XDG_DATA_HOME", "/xdg")
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert default_data_dir() == Path("/xdg/jobqueue")
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
-    assert default_data_dir() == Path("/var/lib/jobqueue")
 
 
 @any_account

@@ -1,0 +1,152 @@
+"""The API's connections: a small pool, opened when first needed, that comes back by itself after the database was away."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import psycopg
+from psycopg import AsyncConnection
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from jobqueue.database.pool import connect_async, open_pool
+from jobqueue.errors import ConfigurationError, DatabaseUnavailable
+from jobqueue.settings import Settings, resolve_dsn
+
+logger = logging.getLogger(__name__)
+
+API_ROLE = "jobqueue_api"
+APPLICATION_NAME = "jobqueue api"
+# The pool doubles its waits between attempts; given up after this long, the next request begins anew.
+RECONNECT_SECONDS = 5.0
+
+_MAY_TAKE_ROLE = """\
+select
+    case when current_setting('server_version_num')::int >= 160000
+        then pg_has_role(session_user, 'jobqueue_api', 'SET')
+        else pg_has_role(session_user, 'jobqueue_api', 'MEMBER') end,
+    exists (
+        select from pg_class c
+        where c.oid = 'jobqueue.job'::regclass and pg_has_role(session_user, c.relowner, 'USAGE')),
+    (select rolbypassrls from pg_roles where rolname = session_user)
+"""
+
+
+class Database:
+    """Statements on pooled connections.
+
+    `pool_size`: connections at most (4). `patience`: seconds that a request waits for one (5) before it is answered 503.
+    `role` is what each transaction takes upon itself: jobqueue_api, or None if the login user may not take it and is
+    bound by the row policies in its own name.
+    """
+
+    def __init__(self, settings: Settings, dsn: str | None, *, pool_size: int = 4, patience: float = 5.0) -> None:
+        self.settings = settings
+        self.role: str | None = API_ROLE
+        self.patience = patience
+        self._dsn = dsn
+        self._pool_size = pool_size
+        self._pool: AsyncConnectionPool[AsyncConnection[Any]] | None = None
+        self._opening = asyncio.Lock()
+
+    @property
+    def can_listen(self) -> bool:
+        """Whether there is a direct connection to listen on."""
+        return bool(self.settings.listen_dsn) or not self.settings.pooler
+
+    async def open(self, timeout: float = 0.0) -> AsyncConnectionPool[AsyncConnection[Any]]:
+        """Open the pool unless it is open. `timeout`: seconds to wait for the server (0: one attempt).
+
+        Raises DatabaseUnavailable, and ConfigurationError if the login user would see all tenants' rows.
+        """
+        async with self._opening:
+            if self._pool is None:
+                dsn = await self.dsn()
+                pool = await open_pool(
+                    dsn, 1, self._pool_size, APPLICATION_NAME, pooler=self.settings.pooler, timeout=timeout
+                )
+                pool.reconnect_timeout = RECONNECT_SECONDS
+                try:
+                    await self._choose_role(pool)
+                except BaseException:
+                    await pool.close()
+                    raise
+                self._pool = pool
+            return self._pool
+
+    async def close(self) -> None:
+        """Close the pool; the next statement would open it again."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            await pool.close()
+
+    async def dsn(self) -> str:
+        """Return the connection string; without any, start the embedded server."""
+        if self._dsn is None:
+            self._dsn = resolve_dsn(self.settings)
+        if self._dsn is None:
+            self._dsn = await asyncio.to_thread(_embedded_dsn, self.settings)
+        return self._dsn
+
+    async def connect_listener(self) -> AsyncConnection[Any]:
+        """Open a connection of its own for LISTEN. Raises DatabaseUnavailable."""
+        return await connect_async(self.settings.listen_dsn or await self.dsn(), APPLICATION_NAME + " listener")
+
+    @asynccontextmanager
+    async def connection(self, timeout: float | None = None) -> AsyncIterator[AsyncConnection[Any]]:
+        """Lend a connection (autocommit). `timeout`: seconds to wait for one; None: `patience`."""
+        pool = self._pool or await self.open()
+        async with pool.connection(self.patience if timeout is None else timeout) as connection:
+            yield connection
+
+    async def rows(
+        self, query: str, parameters: Sequence[Any], *, read_only: bool = False, prepare: bool | None = None
+    ) -> list[tuple[Any, ...]]:
+        """Run one statement and return its rows. A read that meets a dead connection is tried once more."""
+        try:
+            return await self._rows(query, parameters, prepare)
+        except psycopg.OperationalError as error:
+            if not read_only or isinstance(error, PoolTimeout) or not _is_lost(error) or self._pool is None:
+                raise
+            await self._pool.check()
+            return await self._rows(query, parameters, prepare)
+
+    async def _rows(self, query: str, parameters: Sequence[Any], prepare: bool | None) -> list[tuple[Any, ...]]:
+        async with self.connection() as connection:
+            cursor = await connection.execute(query.encode(), parameters, prepare=prepare)
+            return await cursor.fetchall()
+
+    async def _choose_role(self, pool: AsyncConnectionPool[AsyncConnection[Any]]) -> None:
+        try:
+            async with pool.connection(self.patience) as connection:
+                row = await (await connection.execute(_MAY_TAKE_ROLE)).fetchone()
+        except (psycopg.errors.UndefinedObject, psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
+            # No schema yet: /readyz says so, and the choice would be the role's once there is one.
+            return
+        assert row is not None
+        may_take, owns, bypasses = row
+        if may_take:
+            self.role = API_ROLE
+        elif owns or bypasses:
+            raise ConfigurationError(
+                f"the login user of the API cannot take the role {API_ROLE}, and is bound by no row policy either",
+                hint=f"Run: grant {API_ROLE} to <the user in JOBQUEUE_DSN>",
+            )
+        else:
+            self.role = None
+
+
+def _is_lost(error: psycopg.OperationalError) -> bool:
+    return error.sqlstate is None or error.sqlstate[:2] in {"08", "57"}
+
+
+def _embedded_dsn(settings: Settings) -> str:
+    from jobqueue.database.embedded import EmbeddedServer, EmbeddedServerError, default_data_dir
+
+    try:
+        return EmbeddedServer(settings.data_dir or default_data_dir()).start(timeout=settings.start_timeout)
+    except EmbeddedServerError as error:
+        raise DatabaseUnavailable(f"the embedded server does not start: {error}") from error

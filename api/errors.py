@@ -1,0 +1,181 @@
+"""Errors as HTTP answers: one table from code to status, one envelope.
+
+The envelope is `{"error": {"code", "message", "details"}}` with the fields of RFC 9457 beside it. What the database says
+is repeated only if it is one of jobqueue's own errors; everything else becomes INTERNAL or UNAVAILABLE with a request id
+by which the log can be searched.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import psycopg
+from psycopg_pool import PoolClosed, PoolTimeout
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from jobqueue.api.encoding import dump_json
+from jobqueue.errors import ConfigurationError, DatabaseUnavailable, JobqueueError, SchemaOutdated, from_postgres
+
+logger = logging.getLogger(__name__)
+
+STATUS_OF_CODE: Mapping[str, int] = {
+    "INVALID_ARGUMENT": 422,
+    "UNKNOWN_OPTION": 422,
+    "CURSOR_MISMATCH": 400,
+    "UNAUTHORIZED": 401,
+    "FORBIDDEN": 403,
+    "NOT_FOUND": 404,
+    "JOB_NOT_FOUND": 404,
+    "QUEUE_NOT_FOUND": 404,
+    "METHOD_NOT_ALLOWED": 405,
+    "INVALID_TRANSITION": 409,
+    "LEASE_LOST": 409,
+    "CONFLICT": 409,
+    "TOO_LARGE": 413,
+    "UNSUPPORTED_MEDIA_TYPE": 415,
+    "IDEMPOTENCY_KEY_REUSED": 422,
+    "LIMIT_REACHED": 429,
+    "QUOTA_EXCEEDED": 429,
+    "INTERNAL": 500,
+    "UNAVAILABLE": 503,
+    "TIMED_OUT": 504,
+}
+
+# Of codes that only a newer schema knows.
+STATUS_OF_SQLSTATE: Mapping[str, int] = {
+    "JQ400": 422,
+    "JQ403": 403,
+    "JQ404": 404,
+    "JQ409": 409,
+    "JQ413": 413,
+    "JQ429": 429,
+}
+
+CODE_OF_STATUS: Mapping[int, str] = {
+    400: "INVALID_ARGUMENT",
+    401: "UNAUTHORIZED",
+    403: "FORBIDDEN",
+    404: "NOT_FOUND",
+    405: "METHOD_NOT_ALLOWED",
+    413: "TOO_LARGE",
+}
+
+RETRY_SECONDS = {429: 1, 503: 2, 504: 2}
+
+
+class ApiError(Exception):
+    """An answer that is an error.
+
+    `code`: one of `STATUS_OF_CODE`, which also gives the status unless `status` does. `hint`: what to do, put into
+    `details.hint`. `headers`: beside those of every answer; 429, 503 and 504 get Retry-After by themselves.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        status: int | None = None,
+        hint: str | None = None,
+        details: Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.status = STATUS_OF_CODE.get(code, 500) if status is None else status
+        self.details = {**(details or {}), **({"hint": hint} if hint else {})}
+        self.headers = dict(headers or {})
+
+
+def to_api_error(error: Exception) -> ApiError:
+    """Return the answer that an exception means; what is not known becomes INTERNAL and is logged with its traceback."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, HTTPException):
+        code = CODE_OF_STATUS.get(error.status_code, "INVALID_ARGUMENT" if error.status_code < 500 else "INTERNAL")
+        return ApiError(code, error.detail, status=error.status_code, headers=dict(error.headers or {}))
+    if isinstance(error, psycopg.Error):
+        return _of_the_database(error)
+    if isinstance(error, DatabaseUnavailable | SchemaOutdated | ConfigurationError):
+        # Their text names servers and settings: for the operator's log, not for clients.
+        logger.warning("unavailable: %s", error)
+        return ApiError("UNAVAILABLE", "The service cannot reach a database that it can use; try again later.")
+    if isinstance(error, JobqueueError):
+        return ApiError(error.code, error.message, hint=error.hint, details=error.details)
+    logger.error("unexpected error", exc_info=error)
+    return _internal()
+
+
+def error_response(error: ApiError, request_id: str, accept: str) -> Response:
+    """Return the envelope; as application/problem+json for clients that ask for it."""
+    headers = dict(error.headers)
+    if error.status in RETRY_SECONDS:
+        headers.setdefault("Retry-After", str(RETRY_SECONDS[error.status]))
+    headers.setdefault("Cache-Control", "no-store")
+    problem = "application/problem+json"
+    return Response(
+        dump_json(envelope(error, request_id)),
+        status_code=error.status,
+        headers=headers,
+        media_type=problem if problem in accept else "application/json",
+    )
+
+
+def envelope(error: ApiError, request_id: str) -> dict[str, Any]:
+    """Return the body of an error."""
+    return {
+        "error": {"code": error.code, "message": str(error), "details": error.details},
+        "type": "urn:jobqueue:error:" + error.code.lower().replace("_", "-"),
+        "title": error.code.replace("_", " ").capitalize(),
+        "status": error.status,
+        "detail": str(error),
+        "request_id": request_id,
+    }
+
+
+def _of_the_database(error: psycopg.Error) -> ApiError:
+    if own := from_postgres(error):
+        status = STATUS_OF_CODE.get(own.code) or STATUS_OF_SQLSTATE.get(error.sqlstate or "", 500)
+        details = {name: value for name, value in own.details.items() if name != "code"}
+        return ApiError(own.code, own.message, status=status, hint=own.hint, details=details)
+    state = error.sqlstate or ""
+    if state == "55P03":
+        return ApiError("CONFLICT", "Another request holds this; try again.", headers={"Retry-After": "1"})
+    if state == "57014":
+        return ApiError("TIMED_OUT", "The database took too long.")
+    if is_unavailable(error):
+        logger.warning("the database is away: %s", " ".join(str(error).split()))
+        return ApiError("UNAVAILABLE", "The database cannot be reached now; try again later.")
+    if state[:2] in {"22", "54"}:
+        # A value that passed the checks here but not the database's, such as a time in the year 300,000.
+        logger.info("a value was refused: %s %s", state, error.diag.message_primary)
+        return ApiError("INVALID_ARGUMENT", "A value cannot be stored.", details={"sqlstate": state})
+    logger.error("the database refused a statement (%s)", state, exc_info=error)
+    return _internal()
+
+
+def is_unavailable(error: psycopg.Error) -> bool:
+    """Return whether an error is the connection's or the server's state, so that the same request may work later."""
+    if isinstance(error, PoolTimeout | PoolClosed):
+        return True
+    state = error.sqlstate or ""
+    lost = not state and isinstance(error, psycopg.OperationalError | psycopg.InterfaceError)
+    # Connection, resources, shutdown and recovery; a server that became a standby; serialisation and deadlock.
+    return lost or state[:2] in {"08", "53", "57"} or state in {"25006", "40001", "40P01"}
+
+
+def _internal() -> ApiError:
+    return ApiError(
+        "INTERNAL",
+        "Something went wrong on the server.",
+        hint="The log of the server has more under this request_id.",
+    )
+
+
+def title_of_status(status: int) -> str:
+    """Return the reason phrase of a status."""
+    return HTTPStatus(status).phrase

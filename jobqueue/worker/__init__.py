@@ -1,0 +1,1 @@
+"""The worker: one loop per file, each readable alone. `worker.py` owns them."""

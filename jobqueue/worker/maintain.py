@@ -1,0 +1,137 @@
+"""Maintenance: puts jobs into the line when their time comes, and runs the steps that keep the tables in order.
+
+Every worker does both; the database hands each piece to one of them. An idle worker spends 0.53 statements a
+second here (0.2 for promotion, 0.33 for maintenance), so that with its heartbeats and polls it stays under one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+from uuid import UUID
+
+from psycopg import AsyncConnection
+
+from jobqueue.worker.resilience import Backoff, elapsed_clock
+
+POLL = 5.0
+MAINTAIN_EVERY = 3.0
+"""Seconds between two maintenance calls of one worker. Rescue is due every 2 s and must happen within 5."""
+MAINTAIN_AGAIN = 0.1
+LOCKED_AGAIN = 0.25
+LOOK_BACK_EVERY = 60.0
+"""Every so often promotion also looks at what was due long ago: jobs that somebody else had locked at the time."""
+PORTION = 1000
+STATEMENT_TIMEOUT = 60.0
+
+PROMOTE = """
+    select promoted, extract(epoch from next_due - now())::float8
+    from jobqueue.promote(%s, case when %s then null else now() - interval '1 min' end)
+"""
+MAINTAIN = """
+    select sum(done)::bigint, (min(extract(epoch from next_due - clock_timestamp())) filter (where done > 0))::float8
+    from jobqueue.maintain(%s)
+"""
+
+logger = logging.getLogger(__name__)
+
+
+class Maintainer:
+    """Promotion and maintenance of one worker, on one connection.
+
+    `connect` opens an autocommit connection. `queues` is only for the log. `promoted` is called, without arguments,
+    after jobs have become ready. `poll`: the longest sleep in seconds (5), for jobs that others made wait.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[[], Awaitable[AsyncConnection[Any]]],
+        worker_id: UUID | str,
+        queues: Sequence[str] | None,
+        promoted: Callable[[], None],
+        *,
+        poll: float = POLL,
+    ) -> None:
+        self._connect = connect
+        self._worker_id = str(worker_id)
+        self._queues = queues
+        self._promoted = promoted
+        self._poll = poll
+        self._ring = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._promote_at = 0.0
+        self._maintain_at = 0.0
+        self._look_back_at = 0.0
+
+    def start(self) -> None:
+        """Begin; needs a running event loop."""
+        self._task = asyncio.create_task(self._loop(), name="jobqueue-maintain")
+
+    async def stop(self) -> None:
+        """End, also in the middle of a statement; the database rolls it back and another worker takes over."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    def ring(self) -> None:
+        """Look again now: a job has been put off by this worker, and may be due before the one that is waited for."""
+        self._ring.set()
+
+    async def _loop(self) -> None:
+        backoff = Backoff()
+        while True:
+            try:
+                async with await self._connect() as connection:
+                    while True:
+                        await self._round(connection)
+                        backoff.reset()
+                        await self._sleep(min(self._promote_at, self._maintain_at) - elapsed_clock())
+            except Exception as error:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                logger.warning("maintenance was interrupted, trying again: %s", reason)
+                await asyncio.sleep(backoff.next())
+
+    async def _round(self, connection: AsyncConnection[Any]) -> None:
+        async with asyncio.timeout(STATEMENT_TIMEOUT):
+            if self._ring.is_set() or elapsed_clock() >= self._promote_at:
+                self._ring.clear()
+                self._promote_at = elapsed_clock() + await self._promote(connection)
+            if elapsed_clock() >= self._maintain_at:
+                await self._maintain(connection)
+
+    async def _promote(self, connection: AsyncConnection[Any]) -> float:
+        """Put the jobs that are due into the line and return the seconds until the next one is."""
+        look_back = elapsed_clock() >= self._look_back_at
+        promoted, due_in = await _row(connection, PROMOTE, (PORTION, look_back))
+        if look_back and promoted < PORTION:
+            self._look_back_at = elapsed_clock() + LOOK_BACK_EVERY
+        if promoted:
+            self._promoted()
+        if promoted >= PORTION:
+            return 0.0
+        if due_in is None:
+            return self._poll
+        # Due, but not promoted: somebody else holds the row.
+        return LOCKED_AGAIN if due_in <= 0 else min(float(due_in), self._poll)
+
+    async def _maintain(self, connection: AsyncConnection[Any]) -> None:
+        done, again_in = await _row(connection, MAINTAIN, (self._worker_id,))
+        pause = MAINTAIN_EVERY
+        if done:
+            pause = min(max(again_in or 0.0, MAINTAIN_AGAIN), MAINTAIN_EVERY)
+        self._maintain_at = elapsed_clock() + pause
+
+    async def _sleep(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._ring.wait()
+
+
+async def _row(connection: AsyncConnection[Any], query: str, parameters: Sequence[Any]) -> tuple[Any, ...]:
+    row: tuple[Any, ...] | None = await (await connection.execute(query.encode(), parameters)).fetchone()
+    assert row is not None
+    return row

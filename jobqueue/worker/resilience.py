@@ -1,0 +1,63 @@
+"""What every loop of a worker needs to outlive its connection: growing waits, a clock, a way to cut a stuck socket."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import socket
+import time
+from typing import Any
+
+from psycopg import AsyncConnection, Connection
+
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def elapsed_clock() -> float:
+    """Seconds on a clock that never jumps, for durations only.
+
+    It goes on while the machine is suspended, as the leases in the database do; the plain monotonic clock would stop.
+    """
+    return time.clock_gettime(_CLOCK)
+
+
+class Backoff:
+    """Seconds to wait before the next attempt: `first`, doubled each time up to `most`, of which a random half is cut.
+
+    The default of at most 2 s keeps a worker under the 10 s in which it is to be back after an outage; the random part
+    keeps a hundred workers from coming back in the same instant.
+    """
+
+    def __init__(self, first: float = 0.1, most: float = 2.0) -> None:
+        self._first = first
+        self._most = most
+        self._next = first
+
+    def next(self) -> float:
+        """Return the wait that is due now; the following one is longer."""
+        wait, self._next = self._next, min(self._next * 2, self._most)
+        return wait * random.uniform(0.5, 1.0)
+
+    def reset(self) -> None:
+        """Begin again with `first`."""
+        self._next = self._first
+
+
+class Plug:
+    """A handle on a connection's socket by which any thread may cut it; a statement that waits on it then fails.
+
+    The handle is a duplicate: libpq may close its own descriptor at any moment, and the number may be given away again.
+    """
+
+    def __init__(self, connection: Connection[Any] | AsyncConnection[Any]) -> None:
+        self._socket = socket.socket(fileno=os.dup(connection.fileno()))
+
+    def pull(self) -> None:
+        """Cut the connection; harmless if it is cut or closed already."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Forget the connection without touching it."""
+        self._socket.close()

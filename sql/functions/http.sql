@@ -1,0 +1,322 @@
+-- What only the HTTP API calls. A request is one statement, so one transaction and one round trip: it takes the role and the tenants of
+-- its caller upon itself, reads or sends, and answers with the job as JSON text. Both settings end with the transaction.
+
+-- http_context: make this transaction the caller's.
+--   role       jobqueue_api, or null if the login user cannot take it (its own rights and policies hold then)
+--   tenants    'a,b', or '*' for all
+--   read_only  true: nothing can be written until the transaction ends; false: a lock is waited for 5 s at most
+-- No SET clause here and in the other functions that are not SECURITY DEFINER: it would cost them 3 us, and they can do nothing that
+-- their caller could not.
+create or replace function jobqueue.http_context(_role text, _tenants text, _read_only boolean)
+returns void
+language plpgsql
+as $$
+begin
+    -- Plans of these functions are the same for every job; planning anew each time would double the time of GET /jobs/{id}.
+    perform pg_catalog.set_config('plan_cache_mode', 'force_generic_plan', true);
+    perform pg_catalog.set_config('jit', 'off', true);
+    if _read_only then
+        perform pg_catalog.set_config('transaction_read_only', 'on', true);
+    else
+        perform pg_catalog.set_config('lock_timeout', '5s', true);
+    end if;
+    if _role is not null then
+        perform pg_catalog.set_config('role', _role, true);
+    end if;
+    perform pg_catalog.set_config('jobqueue.tenants', _tenants, true);
+end
+$$;
+
+-- http_queue_position: how many waiting jobs are claimed before this one, plus 1; 1000 means 1000 or more. Null unless it may run now.
+-- Counts other tenants' jobs too: they stand in the same line. Index: job_claim, read backwards from the job, so that the entries
+-- of jobs long claimed at the front of the line are met last.
+create or replace function jobqueue.http_queue_position(_id uuid)
+returns int
+language plpgsql stable security definer
+set search_path = pg_catalog, jobqueue, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off set jit = off
+as $$
+declare
+    j jobqueue.job;
+begin
+    select * into j from job where id = _id;
+    if j.status is distinct from 'pending' or j.ready_seq is null or not sees_tenant(j.tenant) then
+        return null;
+    end if;
+    return 1 + (
+        select count(*)
+        from (
+            select from job x
+            where x.queue = j.queue and x.ready_seq is not null and (-x.priority, x.ready_seq) < (-j.priority, j.ready_seq)
+            order by (-x.priority) desc, x.ready_seq desc
+            limit 999) ahead);
+end
+$$;
+
+-- http_job_body: the job as JSON text, as the caller may see it. Null if there is none.
+--   fields   the keys wanted; null: all
+--   include  'stages', 'attempts': their rows as well
+--   traces   whether attempts come with their stack traces
+create or replace function jobqueue.http_job_body(_id uuid, _fields text[], _include text[], _traces boolean)
+returns text
+language plpgsql
+as $$
+declare
+    body text;
+begin
+    if _fields is null then
+        select row_to_json(r)::text into body
+        from (
+            select v.*,
+                v.status in ('completed', 'failed', 'cancelled', 'skipped') as done,
+                a.allowed_actions,
+                a.refused_actions,
+                case when v.status = 'pending' then jobqueue.http_queue_position(v.id) end as queue_position
+            from jobqueue.jobs v
+            cross join lateral (
+                select coalesce(jsonb_agg(x.action) filter (where x.allowed), '[]') as allowed_actions,
+                    coalesce(jsonb_object_agg(x.action, x.reason) filter (where not x.allowed), '{}') as refused_actions
+                from jobqueue.actions(v.id) x) a
+            where v.id = _id) r;
+    else
+        select coalesce(jsonb_object_agg(e.key, e.value) filter (where e.key = any (_fields)), '{}')
+        into body
+        from jsonb_each(jobqueue.http_job_body(_id, null, null, false)::jsonb) e;
+    end if;
+    if 'stages' = any (_include) then
+        body := jobqueue.http_with(body, 'stages', (
+            select json_agg(row_to_json(s) order by s."position")
+            from (select t.* from jobqueue.stages t where t.job_id = _id) s));
+    end if;
+    if 'attempts' = any (_include) then
+        body := jobqueue.http_with(body, 'attempts', (
+            select json_agg(row_to_json(s) order by s.attempt)
+            from (
+                select t.job_id, t.attempt, t.tenant, t.outcome, t.worker_id, t.started_at, t.ended_at, t.error_class, t.error_code,
+                    t.error_message, case when _traces then t.error_detail end as error_detail, t.next_run_at
+                from jobqueue.attempts t where t.job_id = _id) s));
+    end if;
+    return body;
+end
+$$;
+
+-- http_with: a JSON object, as text, with one list more.
+create or replace function jobqueue.http_with(_object text, _key text, _list json)
+returns text
+language sql immutable
+as $$
+    select case _object when '{}' then '{' else left(_object, -1) || ',' end
+        || to_json(_key)::text || ':' || coalesce(_list::text, '[]') || '}'
+$$;
+
+-- http_job_state: what an answer about a job is decided by, and the job itself unless the caller has it already.
+--   etags  what the caller has ("*": anything); null: nothing
+-- Returns no job (version null), or etag, version, status, alive, the seconds until it is due and until it is expected to end,
+-- and the body; body is null if etag is among those given. etag changes with the version, with alive while the job is processing,
+-- and every 10 s while it is pending (its place in the line changes without a new version).
+create or replace function jobqueue.http_job_state(
+    _id uuid, _etags text[], _fields text[], _include text[], _traces boolean,
+    out etag text, out version bigint, out status text, out alive boolean, out due_in double precision, out ends_in double precision,
+    out body text)
+language plpgsql
+as $$
+#variable_conflict use_column
+begin
+    select v.version, v.status, v.alive, extract(epoch from v.run_at - now()), extract(epoch from v.estimated_completion - now())
+    into version, status, alive, due_in, ends_in
+    from jobqueue.jobs v
+    where v.id = _id;
+    if version is null then
+        return;
+    end if;
+    etag := 'W/"' || version || '-' || case status
+        when 'processing' then case when alive then 'a' else 'n' end
+        when 'pending' then (extract(epoch from now())::bigint / 10)::text
+        else '0' end || '"';
+    if etag = any (_etags) or '*' = any (_etags) then
+        return;
+    end if;
+    body := jobqueue.http_job_body(_id, _fields, _include, _traces);
+end
+$$;
+
+-- http_job: GET /jobs/{id} as one call; parameters of http_context and http_job_state.
+create or replace function jobqueue.http_job(
+    _role text, _tenants text, _id uuid, _etags text[], _fields text[], _include text[], _traces boolean,
+    out etag text, out version bigint, out status text, out alive boolean, out due_in double precision, out ends_in double precision,
+    out body text)
+language plpgsql
+as $$
+#variable_conflict use_column
+begin
+    perform jobqueue.http_context(_role, _tenants, true);
+    select s.* into etag, version, status, alive, due_in, ends_in, body
+    from jobqueue.http_job_state(_id, _etags, _fields, _include, _traces) s;
+end
+$$;
+
+-- http_send_one: one element of POST /jobs: {"queue": …, "payload": …, any option of send}. Errors: those of send, JQ404 unknown queue.
+create or replace function jobqueue.http_send_one(
+    _job jsonb, _fixed jsonb, _create_queues boolean, out id uuid, out created boolean, out reason text)
+language plpgsql security definer
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    name_given text;
+begin
+    if jsonb_typeof(_job) is distinct from 'object' then
+        perform refuse('JQ400', 'INVALID_ARGUMENT', 'A job must be a JSON object.', 'Give {"queue": "…", "payload": {…}}.');
+    end if;
+    name_given := to_text(_job -> 'queue', 'queue', 200);
+    if name_given is null then
+        perform refuse('JQ400', 'INVALID_ARGUMENT', 'queue is missing.', 'Name the queue that the job goes to.', '{"option": "queue"}');
+    elsif not _create_queues and not exists (select from queue q where q.name = name_given) then
+        perform refuse('JQ404', 'QUEUE_NOT_FOUND', format('There is no queue "%s".', name_given),
+            'Create it with jobqueue.create_queue, or allow this API to (JOBQUEUE_API_CREATE_QUEUES).', jsonb_build_object('queue', name_given));
+    end if;
+    select s.id, s.created, s.reason into id, created, reason
+    from send(name_given, coalesce(_job -> 'payload', '{}'), _job - 'queue' - 'payload' || _fixed) s;
+end
+$$;
+
+-- http_send_all: the elements of POST /jobs, all or none. An error names its element if several were given.
+create or replace function jobqueue.http_send_all(_jobs jsonb, _fixed jsonb, _create_queues boolean)
+returns table (id uuid, created boolean, reason text)
+language plpgsql security definer
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    element jsonb;
+    n bigint;
+    state text;
+    message text;
+    hint text;
+    detail text;
+begin
+    for element, n in select e, i - 1 from jsonb_array_elements(_jobs) with ordinality x (e, i) order by i loop
+        select s.id, s.created, s.reason into id, created, reason from http_send_one(element, _fixed, _create_queues) s;
+        return next;
+    end loop;
+exception when others then
+    get stacked diagnostics state = returned_sqlstate, message = message_text, hint = pg_exception_hint, detail = pg_exception_detail;
+    if state not like 'JQ%' then
+        raise;
+    end if;
+    perform refuse(state, detail::jsonb ->> 'code', format('Element %s: %s', n, message), hint,
+        (detail::jsonb - 'code') || jsonb_build_object('index', n));
+end
+$$;
+
+-- http_take_key: make an idempotency key this transaction's. A twin waits here until the first has ended, and then finds its jobs.
+-- Returns null if the key was free, or the ids of the jobs that it was used for. Kept for 24 hours.
+-- Errors: JQ400 IDEMPOTENCY_KEY_REUSED for another fingerprint, JQ409 CONFLICT if the first twin went away just now.
+create or replace function jobqueue.http_take_key(_owner text, _key text, _fingerprint text)
+returns uuid[]
+language plpgsql security definer
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+declare
+    k jobqueue.idempotency_key;
+begin
+    insert into idempotency_key as x (owner, key, fingerprint, job_ids)
+    values (_owner, _key, _fingerprint, '{}')
+    on conflict (owner, key) do update
+        set fingerprint = excluded.fingerprint, job_ids = '{}', created_at = now()
+        where x.created_at < now() - interval '24 hours';
+    if found then
+        return null;
+    end if;
+    select * into k from idempotency_key x where x.owner = _owner and x.key = _key;
+    if not found then
+        perform refuse('JQ409', 'CONFLICT', 'This Idempotency-Key has expired while it was looked at.', 'Send the request again.');
+    elsif k.fingerprint <> _fingerprint then
+        perform refuse('JQ400', 'IDEMPOTENCY_KEY_REUSED', 'This Idempotency-Key was used with another request.',
+            'Use a new key for every new request, and the same key only to repeat a request unchanged.');
+    end if;
+    return k.job_ids;
+end
+$$;
+
+-- http_keep_key: remember the jobs of an idempotency key that this transaction has taken.
+create or replace function jobqueue.http_keep_key(_owner text, _key text, _ids uuid[])
+returns void
+language sql security definer
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+    update idempotency_key set job_ids = _ids where owner = _owner and key = _key
+$$;
+
+-- http_send: POST /jobs as one call.
+--   jobs           list of elements as http_send_one takes them; many: whether errors name the element
+--   fixed          options that hold for all of them and win over the elements' own
+--   create_queues  whether unknown queues are made
+--   owner, key, fingerprint   the idempotency key, if any
+-- Returns per element, in order: replayed, created, reason and the columns of http_job_state. id is null if another tenant's job
+-- stands in the place; version is null if a replayed job has been deleted since.
+create or replace function jobqueue.http_send(
+    _role text, _tenants text, _jobs jsonb, _many boolean, _fixed jsonb, _create_queues boolean,
+    _owner text, _key text, _fingerprint text)
+returns table (replayed boolean, id uuid, created boolean, reason text, etag text, version bigint, status text, alive boolean,
+    due_in double precision, ends_in double precision, body text)
+language plpgsql
+as $$
+#variable_conflict use_column
+declare
+    ids uuid[];
+begin
+    perform jobqueue.http_context(_role, _tenants, false);
+    if _key is not null then
+        ids := jobqueue.http_take_key(_owner, _key, _fingerprint);
+    end if;
+    replayed := ids is not null;
+    if replayed then
+        for id in select x from unnest(ids) x loop
+            created := false;
+            reason := 'idempotency_key';
+            select s.* into etag, version, status, alive, due_in, ends_in, body
+            from jobqueue.http_job_state(id, null, null, null, false) s;
+            return next;
+        end loop;
+        return;
+    end if;
+    ids := '{}';
+    for id, created, reason in
+        select s.id, s.created, s.reason from jobqueue.http_send_all(_jobs, _fixed, _create_queues) s where _many
+        union all
+        select s.id, s.created, s.reason from jobqueue.http_send_one(_jobs -> 0, _fixed, _create_queues) s where not _many
+    loop
+        ids := ids || id;
+        select s.* into etag, version, status, alive, due_in, ends_in, body
+        from jobqueue.http_job_state(id, null, null, null, false) s;
+        return next;
+    end loop;
+    if _key is not null then
+        perform jobqueue.http_keep_key(_owner, _key, ids);
+    end if;
+end
+$$;
+
+-- http_watch: count the API as a listener of topics (see jobqueue.watch) for a minute or more, in one call.
+create or replace function jobqueue.http_watch(_role text, _topics text[], _duration interval)
+returns void
+language plpgsql
+as $$
+begin
+    perform jobqueue.http_context(_role, '*', false);
+    perform jobqueue.watch(t, _duration) from (select distinct x as t from unnest(_topics) x order by 1) sorted;
+end
+$$;
+
+-- http_versions: version and alive of many jobs, whoever they belong to: for waking those who wait. Deleted jobs are missing.
+create or replace function jobqueue.http_versions(_role text, _ids uuid[])
+returns table (id uuid, version bigint, alive boolean)
+language plpgsql
+as $$
+#variable_conflict use_column
+begin
+    perform jobqueue.http_context(_role, '*', true);
+    return query select v.id, v.version, v.alive from jobqueue.jobs v where v.id = any (_ids);
+end
+$$;
