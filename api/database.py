@@ -1,4 +1,4 @@
-"""The API's connections: a small pool, opened when first needed, that comes back by itself after the database was away."""
+"""The API's connections: a small pool, opened when first needed, that recovers by itself when the database does."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ select
 class Database:
     """Statements on pooled connections.
 
-    `pool_size`: connections at most (4). `patience`: seconds that a request waits for one (5) before it is answered 503.
+    `pool_size`: connections at most (4). `patience`: seconds that a request waits for one (5), then it is answered 503.
     `role` is what each transaction takes upon itself: jobqueue_api, or None if the login user may not take it and is
     bound by the row policies in its own name.
     """

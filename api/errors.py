@@ -1,8 +1,8 @@
 """Errors as HTTP answers: one table from code to status, one envelope.
 
-The envelope is `{"error": {"code", "message", "details"}}` with the fields of RFC 9457 beside it. What the database says
-is repeated only if it is one of jobqueue's own errors; everything else becomes INTERNAL or UNAVAILABLE with a request id
-by which the log can be searched.
+The envelope is `{"error": {"code", "message", "details"}}` with the fields of RFC 9457 beside it. What the database
+says is repeated only if it is one of jobqueue's own errors; everything else becomes INTERNAL or UNAVAILABLE, with a
+request id by which the log can be searched.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class ApiError(Exception):
 
 
 def to_api_error(error: Exception) -> ApiError:
-    """Return the answer that an exception means; what is not known becomes INTERNAL and is logged with its traceback."""
+    """Return the answer that an exception means; an unknown one becomes INTERNAL and is logged with its traceback."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, HTTPException):

@@ -7,8 +7,8 @@ The classes are closed: transient, permanent, quota, invalid, lost. The order of
 3. words of quota, billing or credits, or HTTP 402: quota, also when the status is 429,
 4. everything else, time-outs, connection errors and HTTP 429, 503 and 504 among it: transient.
 
-An app replaces or extends this with `App(classify=…)` or `@app.job(classify=…)`: a function that takes the exception and
-returns a `Failure`, the name of a class, or None to leave it to these rules.
+An app replaces or extends this with `App(classify=…)` or `@app.job(classify=…)`: a function that takes the exception
+and returns a `Failure`, the name of a class, or None to leave it to these rules.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ DETAIL_LIMIT = 64_000
 LONGEST_RETRY_AFTER = 86_400.0
 
 _QUOTA_WORDS = re.compile(
-    r"(?<![a-z])(quotas?|billing|credits|insufficient[ _]credit|credit balance|payment required)(?![a-z])", re.IGNORECASE
+    r"(?<![a-z])(quotas?|billing|credits|insufficient[ _]credit|credit balance|payment required)(?![a-z])",
+    re.IGNORECASE,
 )
 
 logger = logging.getLogger(__name__)
@@ -141,7 +142,9 @@ def _classify_group(group: BaseExceptionGroup[BaseException]) -> Failure:
     members = [classify(member) for member in group.exceptions]
     first = members[0]
     if len(members) == 1 or all(member.error_class == first.error_class for member in members):
-        return replace(first, message=f"{first.message} (and {len(members) - 1} more)" if members[1:] else first.message)
+        return replace(
+            first, message=f"{first.message} (and {len(members) - 1} more)" if members[1:] else first.message
+        )
     return Failure("transient", type(group).__name__, "; ".join(member.message for member in members))
 
 

@@ -1,7 +1,8 @@
 """One thin coroutine per SQL verb; errors come out as `JobqueueError`. No policy of its own.
 
-Every coroutine takes a connection first, asynchronous or blocking, and leaves its transaction alone: in autocommit mode a
-call is a transaction of its own, otherwise it joins the caller's. On a blocking connection nothing is ever awaited, so
+Every coroutine takes a connection first, asynchronous or blocking, and leaves its transaction alone: in autocommit mode
+a call is a transaction of its own, otherwise it joins the caller's. On a blocking connection nothing is ever awaited,
+so
 `blocking(send(connection, …))` runs the same code without an event loop.
 """
 
@@ -46,8 +47,8 @@ _ARGUMENTS_OF_ACTION: Mapping[str, frozenset[str]] = {
 class Sent(NamedTuple):
     """What `send` answers: a tuple, because a bulk send makes ten thousands of them.
 
-    `created` is False if another job stands in its place: then `id` is that job's (None if it belongs to another tenant)
-    and `reason` one of singleton, throttled, debounced, duplicate_id, policy.
+    `created` is False if another job stands in its place: then `id` is that job's (None if it belongs to another
+    tenant) and `reason` one of singleton, throttled, debounced, duplicate_id, policy.
     """
 
     id: UUID
@@ -83,7 +84,8 @@ async def get(connection: AnyConnection, job_id: UUID | str) -> JobRecord:
     from jobqueue.records import COLUMNS
 
     given = as_job_id(job_id)
-    rows = await fetch(connection, f"select {', '.join(COLUMNS)} from jobqueue.jobs where id = %s", (given,))  # noqa: S608
+    query = f"select {', '.join(COLUMNS)} from jobqueue.jobs where id = %s"  # noqa: S608
+    rows = await fetch(connection, query, (given,))
     if not rows:
         raise JobNotFound(
             f"There is no job {given}.",
@@ -114,7 +116,8 @@ async def find(
     if statuses is not None:
         conditions["status = any(%s::text[])"] = statuses  # type: ignore[assignment]
     where = f"where {' and '.join(conditions)}" if conditions else ""
-    query = f"select {', '.join(COLUMNS)} from jobqueue.jobs {where} order by created_at desc, id desc limit %s"  # noqa: S608
+    columns = ", ".join(COLUMNS)
+    query = f"select {columns} from jobqueue.jobs {where} order by created_at desc, id desc limit %s"  # noqa: S608
     return [_record(row) for row in await fetch(connection, query, (*conditions.values(), limit))]
 
 
@@ -132,7 +135,7 @@ async def act(connection: AnyConnection, action: Action, job_id: UUID | str, rea
         raise InvalidArgument(f"{action} takes no argument {', '.join(sorted(unknown))}")
     named = {"id": as_job_id(job_id), "reason": reason, **arguments}
     places = ", ".join(f"{name} => %s" for name in named)
-    rows = await fetch(connection, f"select jobqueue.{function}({places})", tuple(named.values()))  # noqa: S608
+    rows = await fetch(connection, f"select jobqueue.{function}({places})", tuple(named.values()))
     return str(rows[0][0])
 
 

@@ -1,4 +1,4 @@
-"""Connections that are lent for one piece of work: a few asynchronous ones and a few blocking ones, opened when first needed."""
+"""Connections that are lent for one piece of work, asynchronous and blocking ones, opened when first needed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Connections:
 
     @contextlib.contextmanager
     def lend_blocking(self) -> Iterator[Connection[Any]]:
-        """Lend a blocking connection, to any thread. Raises DatabaseUnavailable if the server cannot be reached at first."""
+        """Lend a blocking connection, to any thread. Raises as of `lend`."""
         with self._opened_blocking().connection() as connection:
             yield connection
 

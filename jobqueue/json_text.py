@@ -51,7 +51,7 @@ def check_text(text: str) -> None:
 
 
 def from_json(value: Any) -> Any:
-    """Return a JSON column as a Python value: bytes are text that was not decoded yet, the rest is returned as it is."""
+    """Return a JSON column as a Python value: bytes are text that was not decoded yet, the rest is done."""
     return json.loads(value) if type(value) is bytes else value
 
 

@@ -42,7 +42,7 @@ grant select on jobqueue.jobs, jobqueue.attempts, jobqueue.stages, jobqueue.chec
     jobqueue.queues, jobqueue.job, jobqueue.attempt, jobqueue.stage, jobqueue.checkpoint, jobqueue.done_key, jobqueue.audit,
     jobqueue.worker, jobqueue.queue, jobqueue.job_type, jobqueue.tenant_pause
     to jobqueue_api, jobqueue_support_readonly;
-grant execute on function jobqueue.sees_tenant(text), jobqueue.visible_tenants(), jobqueue.sees_all_tenants()
+grant execute on function jobqueue.sees_tenant(text), jobqueue.is_only_api(name), jobqueue.visible_tenants(), jobqueue.sees_all_tenants()
     to jobqueue_api, jobqueue_support_readonly, jobqueue_producer, jobqueue_worker;
 
 grant execute on function
@@ -58,7 +58,8 @@ grant execute on function
     jobqueue.settle(uuid, uuid[], uuid[], jsonb[], jsonb[], bigint[]),
     jobqueue.fail(uuid, uuid, jsonb, interval), jobqueue.fail_many(jsonb),
     jobqueue.snooze(uuid, uuid, interval), jobqueue.release(uuid, uuid), jobqueue.release_many(uuid[], uuid[]),
-    jobqueue.acknowledge(uuid, uuid), jobqueue.heartbeat(uuid, jsonb),
+    jobqueue.acknowledge(uuid, uuid), jobqueue.cancel_own(uuid, uuid, text), jobqueue.last_checkpoint(uuid, uuid),
+    jobqueue.heartbeat(uuid, jsonb),
     jobqueue.progress(uuid, uuid, int, text, jsonb), jobqueue.stage(uuid, uuid, text, text, jsonb),
     jobqueue.checkpoint(uuid, uuid, text, jsonb, text, text, boolean), jobqueue.mark_done(uuid, uuid, text[]), jobqueue.done_keys(uuid),
     jobqueue.register_worker(uuid, jsonb), jobqueue.stop_worker(uuid), jobqueue.queue_names(), jobqueue.register_job_types(jsonb),
@@ -83,7 +84,7 @@ grant execute on function
     jobqueue.http_job(text, text, uuid, text[], text[], text[], boolean),
     jobqueue.http_send_one(jsonb, jsonb, boolean), jobqueue.http_send_all(jsonb, jsonb, boolean),
     jobqueue.http_take_key(text, text, text), jobqueue.http_keep_key(text, text, uuid[]),
-    jobqueue.http_send(text, text, jsonb, boolean, jsonb, boolean, text, text, text),
+    jobqueue.http_send(text, text, jsonb, jsonb, boolean, text, text, text),
     jobqueue.http_watch(text, text[], interval), jobqueue.http_versions(text, uuid[])
     to jobqueue_api;
 -- end of HTTP API

@@ -31,6 +31,14 @@ class LazyCommand:
 
 
 COMMANDS: Mapping[str, LazyCommand] = {
+    "up": LazyCommand("jobqueue.cli.up:command", "Start all on this machine: database, schema, API, one worker."),
+    "worker": LazyCommand("jobqueue.cli.worker:command", "Run the jobs of an application."),
+    "api": LazyCommand("jobqueue.cli.api:command", "Serve the HTTP API."),
+    "send": LazyCommand("jobqueue.cli.send:command", "Add a job."),
+    "jobs": LazyCommand("jobqueue.cli.jobs:group", "Look at jobs, wait for them, act on them."),
+    "queues": LazyCommand("jobqueue.cli.queues:group", "The queues and their options."),
+    "workers": LazyCommand("jobqueue.cli.workers:group", "The processes that run jobs."),
+    "psql": LazyCommand("jobqueue.cli.psql:command", "Open psql on the database."),
     "migrate": LazyCommand("jobqueue.cli.migrate:group", "Bring the database's schema up to date, or back."),
     "server": LazyCommand("jobqueue.cli.server:group", "Start, find and stop the embedded PostgreSQL server."),
     "config": LazyCommand("jobqueue.cli.config:group", "Show the settings in use and where they come from."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,6 +30,27 @@ def output_option(command: F) -> F:
     return click.option(
         "-o", "--output", type=click.Choice(FORMATS), default="table", show_default=True, help="Format on stdout."
     )(command)
+
+
+def reason_option(command: F) -> F:
+    """Add `--reason`, given to the command as `reason`: asked for on a terminal, else its absence is a usage error."""
+    return click.option(
+        "-r",
+        "--reason",
+        callback=_ask_reason,
+        metavar="TEXT",
+        help="Why; the audit keeps it.  [asked on a terminal]",
+    )(command)
+
+
+def _ask_reason(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None or ctx.resilient_parsing:
+        return value
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        return str(click.prompt("Reason, for those who read the audit later", err=True))
+    raise click.MissingParameter(
+        "say in a few words why; it is kept in the audit", ctx=ctx, param=parameter, param_hint="--reason"
+    )
 
 
 def database_dsn(settings: Settings, *, direct: bool = False) -> str:

@@ -34,7 +34,7 @@ class ClaimNote:
 
 
 class Held:
-    """A claimed job in this process. Times are those of the event loop's clock, in seconds."""
+    """A claimed job in this process, compared by identity. Times are those of the event loop's clock, in seconds."""
 
     __slots__ = (
         "abandoned",
@@ -59,7 +59,7 @@ class Held:
         self.token: str = claim[2]
         self.claim = claim
         self.handler = handler
-        self.note = note
+        self.note: ClaimNote | None = note
         self.arrived = arrived
         self.started = False
         self.started_at = 0.0
@@ -81,11 +81,14 @@ class Held:
             ends.append(self.started_at + most)
         return min(ends) if ends else None
 
-    def ask_stop(self, reason: Stop) -> None:
-        """Stop the handler, for one reason only: the first one counts, except that a lost claim overrules all."""
+    def ask_stop(self, reason: Stop, *, interrupt: bool = True) -> None:
+        """Stop the handler, for one reason only: the first one counts, except that a lost claim overrules all.
+
+        `interrupt`: False leaves it to the handler to notice; the runner's watch interrupts it later.
+        """
         if self.stop is not None and reason is not Stop.LOST:
             return
         self.stop = reason
         self.stop_asked_at = asyncio.get_running_loop().time()
-        if self.interrupt is not None:
+        if interrupt and self.interrupt is not None:
             self.interrupt()

@@ -1,38 +1,26 @@
-"""How a worker's connections read rows: tuples made once per row, uuids as text, JSON by the fastest reader there is."""
+"""How a worker's connections read rows: one tuple per row, uuids as text, JSON as bytes that are decoded when asked for."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from psycopg import AsyncConnection
-from psycopg.abc import Buffer
-from psycopg.types.json import set_json_loads
-from psycopg.types.string import TextLoader
+from psycopg import AsyncConnection, pq
+from psycopg.types.string import ByteaBinaryLoader, TextLoader
 
 
-def json_loads() -> Callable[[str | bytes], Any]:
-    """Return orjson's reader if it is installed (the extra `fast`), else the standard library's."""
-    try:
-        import orjson
-    except ImportError:
-        return json.loads
-    return orjson.loads
+class UndecodedJson(ByteaBinaryLoader):
+    """Leave JSON as it came: most handlers read a part of it, many none, and a validator reads bytes faster than we do."""
+
+    format = pq.Format.TEXT
 
 
 def prepare_rows(connection: AsyncConnection[Any], row_type: type[tuple[Any, ...]] | None = None) -> None:
-    """Make a connection return rows as `row_type` (a NamedTuple; plain tuples unless told) with uuids as text."""
+    """Make a connection return rows as `row_type` (a NamedTuple; plain tuples unless told), and prepare every statement."""
     connection.adapters.register_loader("uuid", TextLoader)
-    set_json_loads(cast("Callable[[str | bytes], Any]", json_loads()), connection)
-    connection.prepare_threshold = min(connection.prepare_threshold or 0, 1) if connection.prepare_threshold else None
+    if connection.prepare_threshold is not None:
+        connection.prepare_threshold = 0
     if row_type is not None:
-        make = row_type._make  # type: ignore[attr-defined]
-
-        def row_factory(cursor: Any) -> Callable[[Sequence[Any]], Any]:
-            return cast("Callable[[Sequence[Any]], Any]", make)
-
-        connection.row_factory = row_factory
-
-
-__all__ = ["Buffer", "json_loads", "prepare_rows"]
+        connection.adapters.register_loader("jsonb", UndecodedJson)
+        make = cast("Callable[[Sequence[Any]], Any]", row_type._make)  # type: ignore[attr-defined]
+        connection.row_factory = lambda cursor: make

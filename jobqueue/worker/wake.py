@@ -43,15 +43,39 @@ PROBE_AGAIN = 60.0
 LEAVE_TIMEOUT = 1.0
 
 CHANNEL = "jobqueue_ready"
-PREPARE = "set lock_timeout = '60s'; set statement_timeout = 0"
-DOOR = "select pg_advisory_lock(27250, hashtext(%s))"
+# The server is to notice a vanished worker as fast as the worker notices a vanished server: it may hold the door.
+PREPARE = """
+    set statement_timeout = 0; set lock_timeout = '900 ms'; set client_connection_check_interval = '10 s';
+    set tcp_keepalives_idle = 10; set tcp_keepalives_interval = 5; set tcp_keepalives_count = 3
+"""
+# A plain wait in pg_advisory_lock would hold a snapshot for as long as it lasts, and vacuum with it. So the wait is cut
+# into transactions of 0.9 s: under deadlock_timeout, for no log_lock_waits line; errors that are caught are not logged.
+WAIT_FOR_DOOR = """
+do $$
+begin
+    loop
+        begin
+            perform pg_advisory_lock(27250, {key});
+            return;
+        exception
+            when lock_not_available then null;
+            when query_canceled then return;
+        end;
+        commit;
+    end loop;
+end
+$$
+"""
+TRY_DOOR = "select hashtext(%s), pg_try_advisory_lock(27250, hashtext(%s))"
 ARM = """
     select q.number, pg_advisory_lock_shared(27249, q.number)
     from jobqueue.queue q where %(queues)s::text[] is null or q.name = any (%(queues)s) order by q.number
 """
 DISARM = "select pg_advisory_unlock_shared(27249, n) from unnest(%s::int[]) n"
+LISTEN = f"listen {CHANNEL}"
+LEAVE = f"select pg_advisory_unlock_all(); unlisten {CHANNEL}"
 
-State = Literal["out", "at the door", "armed", "claiming"]
+State = Literal["out", "at the door", "inside", "armed", "claiming"]
 Status = Literal["connecting", "listening", "polling"]
 
 logger = logging.getLogger(__name__)
@@ -97,10 +121,10 @@ class Wake:
 
     async def stop(self) -> None:
         """Leave the door and close the connection."""
-        task, self._task = self._task, None
-        if task is None:
+        if self._task is None:
             return
-        # Closing frees all locks; asking first would take longer if the server does not answer.
+        await self.busy()
+        task, self._task = self._task, None
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
@@ -139,37 +163,35 @@ class Wake:
         return self._poll * random.uniform(0.9, 1.0)
 
     async def _leave(self) -> None:
-        # The door may be granted while the request is being cancelled: the loop frees it then.
-        while self._state != "out" and not self._idle:
+        while self._state != "out":
             if self._state == "at the door" and self._connection is not None:
                 await self._connection.cancel_safe(timeout=LEAVE_TIMEOUT)
             self._changed.clear()
+            # Once more if nothing happens: the request may have come just before the statement that it was meant for.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(0.05):
                     await self._changed.wait()
 
     def _fail(self, error: Exception) -> None:
         self._lost = error
-        if self._connection is not None:
-            plug = Plug(self._connection) if not self._connection.closed else None
-            if plug is not None:
-                plug.pull()
-                plug.close()
         self._changed.set()
+        if self._connection is not None and not self._connection.closed:
+            plug = Plug(self._connection)
+            plug.pull()
+            plug.close()
 
     async def _loop(self, dsn: str) -> None:
         backoff = Backoff()
         while True:
             try:
                 async with self._connected(dsn) as connection:
-                    if not await self._hears(dsn, connection):
-                        await self._only_poll()
-                    else:
-                        self._listening()
+                    if await self._hears(dsn, connection):
+                        self._set_status("listening")
                         backoff.reset()
                         await self._serve(connection)
+                    self._set_status("polling")
             except Exception as error:
-                self._disconnected(error)
+                self._set_status("connecting", error)
             await asyncio.sleep(backoff.next() if self._status == "connecting" else PROBE_AGAIN)
 
     @contextlib.asynccontextmanager
@@ -186,25 +208,22 @@ class Wake:
             self._set_state("out")
             await connection.close()
 
-    def _listening(self) -> None:
-        if self._status != "listening":
+    def _set_status(self, status: Status, error: Exception | None = None) -> None:
+        previous, self._status = self._status, status
+        if status == previous:
+            return
+        if status == "listening":
             logger.info("notifications arrive", extra={"event": "notify.restored"})
-        self._status = "listening"
-
-    async def _only_poll(self) -> None:
-        self._status = "polling"
-        logger.warning(
-            "no notification arrives (a transaction pooler?): polling every %g s; JOBQUEUE_LISTEN_DSN can name a "
-            "direct connection",
-            self._poll,
-            extra={"event": "notify.gap"},
-        )
-
-    def _disconnected(self, error: Exception) -> None:
-        if self._status != "connecting":
+        elif status == "polling":
+            logger.warning(
+                "no notification arrives (a transaction pooler?): polling every %g s; JOBQUEUE_LISTEN_DSN can name a "
+                "direct connection",
+                self._poll,
+                extra={"event": "notify.gap"},
+            )
+        else:
             reason = " ".join(str(error).split()) or type(error).__name__
             logger.warning("not woken by notifications until reconnected: %s", reason, extra={"event": "notify.gap"})
-        self._status = "connecting"
 
     async def _hears(self, dsn: str, connection: AsyncConnection[Any]) -> bool:
         """Whether a notification sent by another connection arrives on this one."""
@@ -224,41 +243,33 @@ class Wake:
         return True
 
     async def _serve(self, connection: AsyncConnection[Any]) -> None:
-        await connection.execute(PREPARE.encode())
+        await connection.execute(PREPARE.encode(), prepare=False)
         while True:
             await self._until(connection, lambda: self._idle)
-            if await self._take_door(connection):
-                await connection.execute(f"listen {CHANNEL}".encode())
+            # busy() cancels the wait for the door; that may meet the statement after the one it was meant for.
+            with contextlib.suppress(psycopg.errors.QueryCanceled):
+                await self._take_door(connection)
                 await self._keep_door(connection)
-                await connection.execute(f"unlisten {CHANNEL}".encode())
-            await connection.execute(b"select pg_advisory_unlock_all()")
-            self._set_state("out")
+            await self._free_door(connection)
 
-    async def _take_door(self, connection: AsyncConnection[Any]) -> bool:
-        """Wait for the door; False if the worker went to work in the meantime."""
-        key = ",".join(self._queues) if self._queues is not None else "*"
+    async def _take_door(self, connection: AsyncConnection[Any]) -> None:
+        """Wait for the door, or until the worker goes to work."""
+        name = ",".join(self._queues) if self._queues is not None else "*"
         while self._idle:
+            key, mine = await _row(connection, TRY_DOOR, (name, name))
+            if mine:
+                return
             self._set_state("at the door")
-            try:
-                await connection.execute(DOOR.encode(), (key,))
-            except psycopg.errors.LockNotAvailable:
-                continue
-            except psycopg.errors.QueryCanceled:
-                continue
-            return True
-        return False
+            await connection.execute(WAIT_FOR_DOOR.format(key=key).encode(), prepare=False)
+            self._set_state("inside")
 
     async def _keep_door(self, connection: AsyncConnection[Any]) -> None:
+        """Be armed whenever the worker waits, until it goes to work."""
         woken = 0.0
+        if self._idle:
+            await connection.execute(LISTEN.encode())
         while self._idle:
-            if elapsed_clock() - woken < WOKEN_RECENTLY:
-                await asyncio.sleep(REARM_DELAY)
-            self._notified = False
-            cursor = await connection.execute(ARM.encode(), {"queues": self._queues})
-            numbers = [number for number, _ in await cursor.fetchall()]
-            self._rung = 0
-            self._set_state("armed")
-            self._bell.set()
+            numbers = await self._arm(connection)
             await self._until(connection, lambda: self._notified or not self._idle)
             woken = elapsed_clock()
             self._asked = False
@@ -267,6 +278,29 @@ class Wake:
                 self._bell.set()
                 await connection.execute(DISARM.encode(), (numbers,))
                 await self._until(connection, lambda: self._asked or not self._idle)
+            if elapsed_clock() - woken < WOKEN_RECENTLY:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(REARM_DELAY):
+                        await self._until(connection, lambda: not self._idle)
+
+    async def _arm(self, connection: AsyncConnection[Any]) -> list[int]:
+        """Let senders notify this worker, have it claim once more, and return the numbers of its queues."""
+        cursor = await connection.execute(ARM.encode(), {"queues": self._queues})
+        numbers = [number for number, _ in await cursor.fetchall()]
+        self._notified = False
+        self._rung = 0
+        self._set_state("armed")
+        self._bell.set()
+        return numbers
+
+    async def _free_door(self, connection: AsyncConnection[Any]) -> None:
+        while True:
+            try:
+                await connection.execute(LEAVE.encode(), prepare=False)
+            except psycopg.errors.QueryCanceled:
+                continue
+            self._set_state("out")
+            return
 
     def _set_state(self, state: State) -> None:
         self._state = state
@@ -300,6 +334,11 @@ class Wake:
             while (found := connection.pgconn.notifies()) is not None:
                 self._hear(psycopg.Notify(found.relname.decode(), found.extra.decode(), found.be_pid))
         except psycopg.Error as error:
-            asyncio.get_running_loop().remove_reader(connection.fileno()) if not connection.closed else None
             self._lost = error
             self._changed.set()
+
+
+async def _row(connection: AsyncConnection[Any], query: str, parameters: Sequence[Any]) -> tuple[Any, ...]:
+    row: tuple[Any, ...] | None = await (await connection.execute(query.encode(), parameters)).fetchone()
+    assert row is not None
+    return row

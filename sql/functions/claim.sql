@@ -195,7 +195,7 @@ begin
                     from unnest(_queues, _ranks_from, _seqs_from, _ranks_to) r (queue, rank, low, rank_to)
                     where r.queue = part.queue) r
                 cross join lateral claim_queue(part.queue, _worker, r.ranks, r.lows, r.ranks_to, null,
-                    part.n, left_to_start, least(left_suspects, part.suspects), _job_types) c;
+                    part.n, left_to_start, case when left_suspects is not null then least(left_suspects, part.suspects) end, _job_types) c;
             get diagnostics found_now = row_count;
             if found_now < part.n then
                 exhausted := exhausted || part.queue;

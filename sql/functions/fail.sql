@@ -328,3 +328,17 @@ begin
     return give_back(j, 'released', now(), null);
 end
 $$;
+
+-- cancel_own: the handler itself decided that the job is to be given up. Returns the new status. Errors: JQ404, JQ409 LEASE_LOST.
+create or replace function jobqueue.cancel_own(id uuid, token uuid, reason text)
+returns text
+language plpgsql security definer
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+begin
+    perform end_attempt(j, 'cancelled', 'cancelled', now(), null, j.retry_count, 0, false, null,
+        clean_text(coalesce(nullif(btrim(cancel_own.reason), ''), 'cancelled by its handler'), 2000))
+    from lock_claim(cancel_own.id, cancel_own.token) j;
+    return 'cancelled';
+end
+$$;

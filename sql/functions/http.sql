@@ -249,14 +249,14 @@ as $$
 $$;
 
 -- http_send: POST /jobs as one call.
---   jobs           list of elements as http_send_one takes them; many: whether errors name the element
+--   body           what http_send_one takes, or {"jobs": [such elements]}: all or none, and errors name the element
 --   fixed          options that hold for all of them and win over the elements' own
 --   create_queues  whether unknown queues are made
 --   owner, key, fingerprint   the idempotency key, if any
 -- Returns per element, in order: replayed, created, reason and the columns of http_job_state. id is null if another tenant's job
 -- stands in the place; version is null if a replayed job has been deleted since.
 create or replace function jobqueue.http_send(
-    _role text, _tenants text, _jobs jsonb, _many boolean, _fixed jsonb, _create_queues boolean,
+    _role text, _tenants text, _body jsonb, _fixed jsonb, _create_queues boolean,
     _owner text, _key text, _fingerprint text)
 returns table (replayed boolean, id uuid, created boolean, reason text, etag text, version bigint, status text, alive boolean,
     due_in double precision, ends_in double precision, body text)
@@ -283,9 +283,9 @@ begin
     end if;
     ids := '{}';
     for id, created, reason in
-        select s.id, s.created, s.reason from jobqueue.http_send_all(_jobs, _fixed, _create_queues) s where _many
+        select s.id, s.created, s.reason from jobqueue.http_send_all(_body -> 'jobs', _fixed, _create_queues) s where _body ? 'jobs'
         union all
-        select s.id, s.created, s.reason from jobqueue.http_send_one(_jobs -> 0, _fixed, _create_queues) s where not _many
+        select s.id, s.created, s.reason from jobqueue.http_send_one(_body, _fixed, _create_queues) s where not _body ? 'jobs'
     loop
         ids := ids || id;
         select s.* into etag, version, status, alive, due_in, ends_in, body

@@ -93,7 +93,7 @@ as $$
 declare
     j jobqueue.job := lock_claim(stage.id, stage.token);
     d jsonb := coalesce(nullif(stage.detail, 'null'), '{}');
-    weight double precision;
+    share double precision;
 begin
     if nullif(stage.stage, '') is null or length(stage.stage) > 200 then
         perform refuse('JQ400', 'INVALID_ARGUMENT', 'stage must be a name of 1 to 200 characters.');
@@ -107,15 +107,15 @@ begin
     end if;
     perform refuse_large(d -> 'metadata', 'metadata', 1048576);
     perform refuse_large(d -> 'output', 'checkpoint', 8388608);
-    weight := to_weight(d -> 'weight', 'weight');
+    share := to_weight(d -> 'weight', 'weight');
     insert into stage as s (job_id, name, tenant, position, status, weight, attempt, started_at, completed_at, error, metadata, output)
-    values (j.id, stage.stage, j.tenant, (select count(*) + 1 from stage x where x.job_id = j.id), stage.status, coalesce(weight, 1),
+    values (j.id, stage.stage, j.tenant, (select count(*) + 1 from stage x where x.job_id = j.id), stage.status, coalesce(share, 1),
         j.attempt, case when stage.status <> 'pending' then now() end,
         case when stage.status in ('completed', 'failed', 'skipped') then now() end,
         clean_text(d ->> 'error', 2000), nullif(d -> 'metadata', 'null'), d -> 'output')
     on conflict (job_id, name) do update set
         status = excluded.status,
-        weight = coalesce(weight, s.weight),
+        weight = coalesce(share, s.weight),
         attempt = j.attempt,
         started_at = case excluded.status when 'pending' then null when 'in_progress' then now() else coalesce(s.started_at, now()) end,
         completed_at = excluded.completed_at,
@@ -222,5 +222,23 @@ begin
         perform refuse_job(done_keys.id);
     end if;
     return query select d.key from done_key d where d.job_id = done_keys.id order by d.key;
+end
+$$;
+
+-- last_checkpoint: where a claimed job goes on, and whether inline data still have the hash that was computed for them.
+create or replace function jobqueue.last_checkpoint(id uuid, token uuid)
+returns table (stage text, data jsonb, reference text, hash text, pause_safe boolean, created_at timestamptz, intact boolean)
+language plpgsql stable security definer
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+#variable_conflict use_column
+begin
+    return query
+        select c.stage, c.data, c.reference, c.hash, c.pause_safe, c.created_at,
+            case when c.reference is null and c.data is not null
+                then c.hash = encode(sha256(convert_to(c.data::text, 'UTF8')), 'hex') else true end
+        from job j
+        join checkpoint c on c.id = j.checkpoint_id
+        where j.id = last_checkpoint.id and j.claim_token = last_checkpoint.token and j.status = 'processing';
 end
 $$;

@@ -1,0 +1,113 @@
+"""The application: settings, services and the operation table put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from jobqueue.api import jobs, probes
+from jobqueue.api.context import Call, Services
+from jobqueue.api.database import Database
+from jobqueue.api.encoding import dump_json
+from jobqueue.api.endpoint import Endpoint, Headers, error_answer
+from jobqueue.api.hub import Hub
+from jobqueue.api.limits import MAX_BODY_BYTES
+from jobqueue.api.openapi import build_document
+from jobqueue.api.operations import Operation, Reply
+from jobqueue.api.probes import Readiness
+from jobqueue.api.shutdown import waits_end_at_signals
+from jobqueue.database.migrations import check_schema_async
+from jobqueue.settings import Settings, load_settings
+
+
+async def get_document(call: Call) -> Response:
+    """Answer with the OpenAPI document of this installation."""
+    return Response(call.scope["app"].state.openapi, media_type="application/json")
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    *jobs.OPERATIONS,
+    *probes.OPERATIONS,
+    Operation(
+        name="openapi",
+        method="GET",
+        path="/openapi.json",
+        summary="This document",
+        handler=get_document,
+        tag="about",
+        replies={200: Reply("The OpenAPI 3.1 document")},
+    ),
+)
+
+
+def create_app(
+    settings: Settings | None = None,
+    *,
+    dsn: str | None = None,
+    pool_size: int = 4,
+    patience: float = 5.0,
+    max_body_bytes: int = MAX_BODY_BYTES,
+) -> Starlette:
+    """Return the HTTP API as an ASGI application.
+
+    `settings`: None reads them (`JOBQUEUE_*`, `jobqueue.toml`). `dsn`: wins over the settings'; without any the
+    embedded server is used. `pool_size`: database connections at most, besides one that listens. `patience`: seconds
+    that a request waits for a connection before it is answered 503. `max_body_bytes`: larger bodies are answered 413.
+
+    Its lifespan waits for the database (`JOBQUEUE_START_TIMEOUT`) and raises DatabaseUnavailable, SchemaOutdated or
+    SchemaTooNew. A server that has no lifespan may use the application too: connections are opened when needed.
+    """
+    settings = settings or load_settings()
+    database = Database(settings, dsn, pool_size=pool_size, patience=patience)
+    services = Services(settings, database, Hub(database), Readiness(database), max_body_bytes)
+    app = Starlette(
+        routes=_routes(services, OPERATIONS),
+        middleware=[Middleware(Headers)],
+        exception_handlers={Exception: _answer_error, 404: _answer_error, 405: _answer_error},
+        lifespan=_lifespan,
+    )
+    app.router.redirect_slashes = False
+    app.state.services = services
+    app.state.openapi = dump_json(build_document(OPERATIONS, settings.api_prefix, settings.tenant_segment))
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: Starlette) -> AsyncIterator[None]:
+    services: Services = app.state.services
+    await services.database.open(services.settings.start_timeout)
+    try:
+        async with services.database.connection() as connection:
+            await check_schema_async(connection)
+        services.hub.start()
+        with waits_end_at_signals():
+            yield
+    finally:
+        await services.hub.stop()
+        await services.database.close()
+
+
+def _routes(services: Services, operations: Iterable[Operation]) -> list[Route]:
+    """One route per path, in the order of the table; each path knows its methods."""
+    prefix, segment = services.settings.api_prefix, services.settings.tenant_segment
+    by_base: dict[tuple[str, str], dict[str, Operation]] = {}
+    for operation in operations:
+        bases = [prefix]
+        if operation.of_tenant:
+            bases.append(f"{prefix}/{segment}/{{tenant}}")
+        if operation.is_probe and prefix:
+            bases.append("")
+        for base in bases:
+            by_base.setdefault((base, operation.path), {})[operation.method] = operation
+    return [Route(base + path, Endpoint(services, base, methods)) for (base, path), methods in by_base.items()]
+
+
+async def _answer_error(request: Request, error: Any) -> Response:
+    return error_answer(request.scope, error)

@@ -1,0 +1,67 @@
+"""The operation table: one row per route drives routing, the checks of a request, and the OpenAPI document.
+
+A resource's file (jobs.py, probes.py, …) holds its handlers and its rows; app.py puts the rows together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from jobqueue.api.context import Call
+
+Handler = Callable[[Call], Awaitable[Response]]
+
+COMMON_ERRORS = ("FORBIDDEN", "INTERNAL", "UNAVAILABLE", "TIMED_OUT")
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """A query parameter or header. `parse` turns its text into a value and raises ApiError; headers are for show."""
+
+    name: str
+    description: str
+    schema: Mapping[str, Any]
+    parse: Callable[[str], Any] = str
+    example: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A successful answer: its body (one of these models; none: empty), and the headers that it may have."""
+
+    description: str
+    models: tuple[type[BaseModel], ...] = ()
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One method of one path.
+
+    `name`: operationId. `path`: without prefix; `{id}` is a job's id. `scopes`: any one of these is needed; none: open
+    to all. `errors`: codes beside those of every operation. `of_tenant`: also mounted below a tenant. `is_probe`: also
+    answered without the prefix, and without looking at who asks. `link`: its name among the `links` of a job.
+    """
+
+    name: str
+    method: str
+    path: str
+    summary: str
+    handler: Handler
+    tag: str
+    description: str = ""
+    scopes: tuple[str, ...] = ()
+    query: tuple[Parameter, ...] = ()
+    headers: tuple[Parameter, ...] = ()
+    request: tuple[type[BaseModel], ...] = ()
+    request_examples: Mapping[str, Any] = field(default_factory=dict)
+    replies: Mapping[int, Reply] = field(default_factory=dict)
+    errors: tuple[str, ...] = ()
+    of_tenant: bool = False
+    is_probe: bool = False
+    link: str | None = None

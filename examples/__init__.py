@@ -1,0 +1,1 @@
+"""Applications that run on jobqueue; each is also a test."""

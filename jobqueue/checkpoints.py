@@ -1,0 +1,92 @@
+"""Checkpoints as a handler finds them: verified by their hash, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jobqueue.job import Channel, Job
+
+# The server compares inline data with its hash: both are about the server's own text of the jsonb.
+LOAD = """\
+select c.stage, c.data, c.reference, c.hash, c.pause_safe, c.created_at,
+    c.data is null or c.hash = encode(sha256(convert_to(c.data::text, 'UTF8')), 'hex')
+from jobqueue.checkpoint c
+where c.id = %s"""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """How far an earlier attempt came."""
+
+    stage: str
+    """What is behind us."""
+    data: Any
+    """The inline state, or None."""
+    reference: str | None
+    """The path where the state lies, or None; the file has the hash it had then."""
+    hash: str | None
+    """SHA-256 in hex: of the file, or of the inline state as the database writes it."""
+    pause_safe: bool
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a checkpoint cannot be used."""
+
+    stage: str | None
+    reference: str | None
+    reason: str
+
+
+def sha256_of_file(path: str) -> str:
+    """SHA-256 of a file in hex. Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+async def load_checkpoint(channel: Channel, job: Job, number: int) -> tuple[Checkpoint | None, Problem | None]:
+    """Return the checkpoint, or what is wrong with it."""
+    rows = await channel.rows(job, LOAD, number)
+    if not rows:
+        return None, Problem(None, None, "it is missing")
+    stage, data, reference, digest, pause_safe, at, intact = rows[0]
+    reason = None if intact else "its data do not match their hash"
+    if reference is not None:
+        reason = await asyncio.to_thread(_damage_of, reference, digest)
+    if reason is not None:
+        return None, Problem(stage, reference, reason)
+    return Checkpoint(stage, data, reference, digest, pause_safe, at), None
+
+
+def reject(channel: Channel, job: Job, problem: Problem) -> None:
+    """Say visibly, in message and metadata, that the job starts afresh."""
+    what = f'The checkpoint "{problem.stage}"' if problem.stage else "The checkpoint"
+    channel.report(
+        job,
+        None,
+        f"{what} cannot be used: {problem.reason}. Starting afresh.",
+        {
+            "checkpoint_rejected": {
+                "stage": problem.stage,
+                "reference": problem.reference,
+                "reason": problem.reason,
+                "attempt": job.attempt,
+            }
+        },
+    )
+
+
+def _damage_of(path: str, digest: str | None) -> str | None:
+    try:
+        found = sha256_of_file(path)
+    except FileNotFoundError:
+        return "its file is missing"
+    except OSError as error:
+        return f"its file cannot be read: {error.strerror}"
+    return None if found == digest else "its file does not match its hash"

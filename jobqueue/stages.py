@@ -1,0 +1,98 @@
+"""One stage of a job, as a block."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from jobqueue.errors import HandlerSignal, JobqueueError
+from jobqueue.json_text import clean_text
+
+if TYPE_CHECKING:
+    from jobqueue.job import Job
+
+LOAD_OUTPUT = """\
+select s.output
+from jobqueue.stage s
+where s.job_id = %s and s.name = %s and s.status = 'completed' and s.output is not null"""
+
+
+class Stage:
+    """A stage: in_progress while its block runs, then completed, or failed if the block raises.
+
+    ```python
+    async with job.stage("scan", of=3) as stage:
+        if not stage.done:
+            await stage.save(await scan())
+        files = stage.output
+    ```
+
+    A stage is `done` if an earlier attempt completed it and saved its output; then nothing of it is changed.
+    """
+
+    def __init__(
+        self, job: Job, name: str, of: int | None, weight: float | None, metadata: dict[str, Any] | None
+    ) -> None:
+        self.name = name
+        self.done = False
+        """Whether an earlier attempt has completed it, with its output saved."""
+        self.output: Any = None
+        """What `save` kept, in this attempt or an earlier one."""
+        self._job = job
+        self._saved = False
+        self._detail = {"of": of, "weight": weight, "metadata": metadata}
+
+    async def __aenter__(self) -> Stage:
+        job = self._job
+        if job.attempt > 1:
+            rows = await job._channel.rows(job, LOAD_OUTPUT, job.claim.id, self.name)
+            if rows:
+                self.done, self.output = True, rows[0][0]
+                job.obey()
+                return self
+        job.obey(await self._call("in_progress", {k: v for k, v in self._detail.items() if v is not None}))
+        return self
+
+    async def save(self, output: Any) -> None:
+        """Keep the stage's result (JSON, at most 8 MB), so that the stage is `done` in later attempts."""
+        self.output = output
+        self._saved = True
+
+    async def substage(self, text: str | None, done: int | None = None, total: int | None = None) -> None:
+        """Say what happens inside the stage, for example `Embedding chunk 234 of 500`. Raises Cancelled."""
+        await self._job.progress(message=text, substage=text, metadata=None)
+        if done is not None:
+            await self._job.progress(done, total)
+
+    async def skip(self, reason: str | None = None) -> None:
+        """Mark the stage as skipped: there is nothing to do in it."""
+        await self._call("skipped", {"metadata": {"reason": reason}} if reason else {})
+        self.done = True
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            if not self.done:
+                detail = {"output": self.output} if self._saved else {}
+                self._job.obey(await self._call("completed", detail))
+        elif isinstance(error, Exception) and not isinstance(error, HandlerSignal | JobqueueError):
+            # The handler may catch it and go on. The end of the attempt takes care of all other ways out.
+            await self._note_failure(error)
+
+    async def _note_failure(self, error: Exception) -> None:
+        text = clean_text(str(error) or type(error).__name__, 2000)
+        try:
+            await self._call("failed", {"error": text})
+        except Exception as second:
+            # The handler's own error is the one to be seen.
+            error.add_note(f"the stage could not be marked as failed: {second}")
+
+    async def _call(self, status: str, detail: dict[str, Any]) -> str | None:
+        from jobqueue.job import json_argument
+
+        text = json_argument(detail, "the stage") if detail else None
+        command: str | None = await self._job._channel.call(
+            self._job, "stage", stage=self.name, status=status, detail=text
+        )
+        return command

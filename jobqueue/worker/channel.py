@@ -1,0 +1,169 @@
+"""The way of a running handler to the database: progress is coalesced, everything else is written before it returns.
+
+Progress of all jobs of a worker goes out in one statement, at most four times a second, the last of a job always: so a
+thousand reporting jobs cost four notifying commits a second. What is asked of a job comes back with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import threading
+from collections.abc import Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psycopg
+from psycopg import sql
+
+from jobqueue.connections import Connections
+from jobqueue.errors import translate
+from jobqueue.worker.held import Held
+from jobqueue.worker.resilience import Backoff
+
+if TYPE_CHECKING:
+    from jobqueue.job import Job
+
+T = TypeVar("T")
+
+REPORT_SECONDS = 0.25
+POOL_SIZE = 4
+REPORT = "select id::text, command from jobqueue.heartbeat(%s, %s::jsonb)"
+DONE_KEYS = "select key from jobqueue.done_keys(%s) as k (key)"
+
+logger = logging.getLogger(__name__)
+
+
+class WorkerChannel:
+    """What `Job` talks to inside a worker; see `jobqueue.job.Channel`."""
+
+    def __init__(
+        self,
+        dsn: str,
+        worker_id: str,
+        held: Mapping[str, Held],
+        deliver: Callable[[list[tuple[str | None, str]]], None],
+        *,
+        pooler: bool = False,
+    ) -> None:
+        self.connections = Connections(dsn, application_name="jobqueue handlers", pooler=pooler, max_size=POOL_SIZE)
+        self._worker_id = worker_id
+        self._held = held
+        self._deliver = deliver
+        self._reports: dict[str, dict[str, Any]] = {}
+        self._due = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._task: asyncio.Task[None] | None = None
+        self.statements = 0
+
+    def start(self) -> None:
+        """Begin to send progress."""
+        self._task = asyncio.create_task(self._report_loop(), name="jobqueue-progress")
+
+    async def stop(self) -> None:
+        """Send what is left of the progress, and close the connections."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        await self.connections.close()
+
+    def report(self, job: Job, pct: int | None, message: str | None, data: dict[str, Any] | None) -> None:
+        """Remember the latest progress of a job; it is sent within a quarter of a second. From any thread."""
+        if threading.get_ident() != self._thread:
+            self._loop.call_soon_threadsafe(self._note, str(job.claim.id), pct, message, data)
+        else:
+            self._note(str(job.claim.id), pct, message, data)
+
+    def _note(self, id: str, pct: int | None, message: str | None, data: dict[str, Any] | None) -> None:
+        held = self._held.get(id)
+        if held is None:
+            return
+        held.life = self._loop.time()
+        report = self._reports.setdefault(id, {"id": id, "token": held.token, "started": True})
+        if pct is not None:
+            report["pct"] = pct
+        if message is not None:
+            report["message"] = message
+        if data:
+            report["data"] = {**report.get("data", {}), **data}
+        self._due.set()
+
+    def sign_of_life(self, held: Held) -> None:
+        """The handler did something that proves that it is not stuck."""
+        held.life = self._loop.time()
+
+    async def call(self, job: Job, function: str, **arguments: Any) -> Any:
+        """Call `jobqueue.<function>(id, token, …)` and return its value; errors are those of the library."""
+        held = self._held.get(str(job.claim.id))
+        if held is not None:
+            self.sign_of_life(held)
+        await self.flush(str(job.claim.id))
+        names = [sql.SQL("{} => %s").format(sql.Identifier(name)) for name in arguments]
+        query = sql.SQL("select jobqueue.{}({})").format(
+            sql.Identifier(function), sql.SQL(", ").join([sql.SQL("%s::uuid"), sql.SQL("%s::uuid"), *names])
+        )
+        rows = await self._query(query, (str(job.claim.id), str(job.claim.claim_token), *arguments.values()))
+        return rows[0][0] if rows else None
+
+    async def keys(self, job: Job) -> set[str]:
+        """Return what is done of a job already."""
+        return {row[0] for row in await self._query(sql.SQL(DONE_KEYS), (str(job.claim.id),))}
+
+    async def rows(self, job: Job, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """Run a query with this channel's connections."""
+        return await self._query(sql.SQL(query), parameters)  # type: ignore[arg-type]
+
+    def blocking(self, awaitable: Coroutine[Any, Any, T]) -> T:
+        """From a thread: run on the worker's loop, and wait."""
+        return asyncio.run_coroutine_threadsafe(awaitable, self._loop).result()
+
+    async def flush(self, id: str | None = None) -> None:
+        """Send the progress of one job, or of all, now."""
+        if id is not None and id not in self._reports:
+            return
+        reports = [self._reports.pop(id)] if id is not None else list(self._reports.values())
+        if id is None:
+            self._reports.clear()
+        # Ended meanwhile: its last word is in its result.
+        reports = [report for report in reports if not getattr(self._held.get(report["id"]), "settled", True)]
+        if not reports:
+            return
+        with translate():
+            orders = await self._query(sql.SQL(REPORT), (self._worker_id, json.dumps(reports)))
+        if orders:
+            self._deliver([(row[0], row[1]) for row in orders])
+
+    async def _query(self, query: sql.Composable, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        """Run one statement; a lost connection is tried again with another one, for about 20 seconds."""
+        backoff = Backoff()
+        for attempt in range(15):
+            try:
+                async with self.connections.lend() as connection:
+                    self.statements += 1
+                    with translate():
+                        return await (await connection.execute(query, parameters)).fetchall()
+            except (psycopg.OperationalError, psycopg.InterfaceError):
+                if attempt == 14:
+                    raise
+                await asyncio.sleep(backoff.next())
+        return []
+
+    async def _report_loop(self) -> None:
+        try:
+            while True:
+                await self._due.wait()
+                self._due.clear()
+                await self._flush_safely()
+                await asyncio.sleep(REPORT_SECONDS)
+        except asyncio.CancelledError:
+            await self._flush_safely()
+            raise
+
+    async def _flush_safely(self) -> None:
+        try:
+            await self.flush()
+        except Exception as error:
+            logger.warning("progress was not stored: %s", " ".join(str(error).split()))

@@ -1,0 +1,314 @@
+"""Settling: the ends of attempts, written by one flush at a time.
+
+A lone result is flushed at once; results that arrive while a flush is under way go with the next one. That is one round
+trip of latency when idle and hundreds of jobs per statement when busy, with no timer to tune. Nothing is dropped while
+the database is away: a flush is repeated until it succeeds, and repeating a completion is harmless (`already`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, LiteralString
+
+import psycopg
+from psycopg import AsyncConnection
+
+from jobqueue.database.pool import connect_async
+from jobqueue.worker.held import ClaimNote, Held
+from jobqueue.worker.resilience import Backoff
+from jobqueue.worker.rows import prepare_rows
+
+MOST_PER_FLUSH = 1000
+
+SETTLE = (
+    "select id, token, outcome from jobqueue.settle(%s, %s::uuid[], %s::uuid[], %s::jsonb[], %s::jsonb[], %s::bigint[])"
+)
+FAIL = "select id, outcome, status from jobqueue.fail_many(%s::jsonb)"
+RELEASE = "select jobqueue.release_many(%s::uuid[], %s::uuid[])"
+SNOOZE = "select jobqueue.snooze(%s, %s, %s)"
+CANCEL_OWN = "select jobqueue.cancel_own(%s, %s, %s)"
+ACKNOWLEDGE = "select jobqueue.acknowledge(%s, %s)"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Batch:
+    """What one flush writes."""
+
+    done: list[tuple[Held, str | None, str | None]] = field(default_factory=list)
+    failed: list[tuple[Held, dict[str, Any], float | None]] = field(default_factory=list)
+    released: list[Held] = field(default_factory=list)
+    snoozed: list[tuple[Held, float]] = field(default_factory=list)
+    acknowledged: list[Held] = field(default_factory=list)
+    cancelled: list[tuple[Held, str]] = field(default_factory=list)
+    forgotten: list[Held] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return (
+            len(self.done)
+            + len(self.failed)
+            + len(self.released)
+            + len(self.snoozed)
+            + len(self.acknowledged)
+            + len(self.cancelled)
+            + len(self.forgotten)
+        )
+
+    def singles(self) -> list[Batch]:
+        """The same in batches of one job."""
+        return [
+            *(Batch(done=[entry]) for entry in self.done),
+            *(Batch(failed=[entry]) for entry in self.failed),
+            *(Batch(released=[entry]) for entry in self.released),
+            *(Batch(snoozed=[entry]) for entry in self.snoozed),
+            *(Batch(acknowledged=[entry]) for entry in self.acknowledged),
+            *(Batch(cancelled=[entry]) for entry in self.cancelled),
+            *(Batch(forgotten=[entry]) for entry in self.forgotten),
+        ]
+
+    def held(self) -> list[Held]:
+        """Every job in it."""
+        jobs = [*self.released, *self.acknowledged, *self.forgotten]
+        jobs += [held for held, *_ in self.done]
+        jobs += [held for held, *_ in self.failed]
+        jobs += [held for held, _ in self.snoozed]
+        jobs += [held for held, _ in self.cancelled]
+        return jobs
+
+
+class Settler:
+    """Writes the ends of attempts. Its methods queue and return; `flushed` tells the worker what was written."""
+
+    def __init__(
+        self,
+        dsn: str,
+        worker_id: str,
+        flushed: Callable[[Sequence[Held], int], None],
+        *,
+        pooler: bool = False,
+    ) -> None:
+        self._dsn, self._worker_id, self._pooler = dsn, worker_id, pooler
+        self._flushed = flushed
+        self._next = Batch()
+        self._work = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+        self._connection: AsyncConnection[Any] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.statements = 0
+        self.flushes = 0
+
+    def start(self) -> None:
+        """Begin; needs a running event loop."""
+        self._task = asyncio.create_task(self._loop(), name="jobqueue-settle")
+
+    async def stop(self, patience: float = 5.0) -> bool:
+        """Write what is queued, for at most `patience` seconds, and end. Returns whether all was written."""
+        written = True
+        try:
+            async with asyncio.timeout(patience):
+                await self._empty.wait()
+        except TimeoutError:
+            written = False
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+        await self._disconnect()
+        return written
+
+    def complete(self, held: Held, result: str | None, stats: str | None) -> None:
+        """The job is done; result and stats as JSON text."""
+        if held.settled:
+            return
+        held.settled = True
+        self._next.done.append((held, result, stats))
+        self._work.set()
+        self._empty.clear()
+
+    def fail(self, held: Held, error: dict[str, Any], retry_in: float | None) -> None:
+        """The attempt failed."""
+        self._queue(held, lambda: self._next.failed.append((held, error, retry_in)))
+
+    def release(self, held: Held) -> None:
+        """Give the job back without spending a retry."""
+        self._queue(held, lambda: self._next.released.append(held))
+
+    def snooze(self, held: Held, seconds: float) -> None:
+        """Run the job again later without spending a retry."""
+        self._queue(held, lambda: self._next.snoozed.append((held, seconds)))
+
+    def cancel(self, held: Held, reason: str) -> None:
+        """The handler gave the job up by itself."""
+        self._queue(held, lambda: self._next.cancelled.append((held, reason)))
+
+    def acknowledge(self, held: Held) -> None:
+        """The handler stopped as it was asked."""
+        self._queue(held, lambda: self._next.acknowledged.append(held))
+
+    def forget(self, held: Held) -> None:
+        """Nothing to write: the claim was lost, or the handler settled the job in its own transaction."""
+        self._queue(held, lambda: self._next.forgotten.append(held))
+
+    def _queue(self, held: Held, append: Callable[[], None]) -> None:
+        if held.settled:
+            return
+        held.settled = True
+        append()
+        self._work.set()
+        self._empty.clear()
+
+    async def _loop(self) -> None:
+        backoff = Backoff()
+        while True:
+            await self._work.wait()
+            self._work.clear()
+            batch, self._next = self._next, Batch()
+            while True:
+                try:
+                    await self._write(batch)
+                    backoff.reset()
+                    break
+                except (psycopg.OperationalError, psycopg.InterfaceError, OSError) as error:
+                    await self._disconnect()
+                    text = " ".join(str(error).split())
+                    logger.warning("%d results wait: %s", len(batch), text, extra={"event": "db.lost"})
+                    await asyncio.sleep(backoff.next())
+                except psycopg.Error as error:
+                    logger.warning("a flush was refused, writing its jobs one by one: %s", error)
+                    batch = await self._spoiled(batch, error)
+            if not self._work.is_set():
+                self._empty.set()
+
+    async def _write(self, batch: Batch) -> None:
+        connection = await self._connect()
+        self.flushes += 1
+        finished = _finished_claims(batch)
+        for start in range(0, len(batch.done), MOST_PER_FLUSH):
+            part = batch.done[start : start + MOST_PER_FLUSH]
+            await self._complete(connection, part, finished if start == 0 else None)
+        if finished and not batch.done:
+            await connection.execute(SETTLE, (self._worker_id, [], [], None, None, finished))
+            self.statements += 1
+        if batch.failed:
+            await self._fail(connection, batch.failed)
+        if batch.released:
+            ids = [held.id for held in batch.released]
+            await connection.execute(RELEASE, (ids, [held.token for held in batch.released]))
+            self.statements += 1
+        for held, seconds in batch.snoozed:
+            await self._one(connection, SNOOZE, held, f"{seconds} seconds")
+        for held, reason in batch.cancelled:
+            await self._one(connection, CANCEL_OWN, held, reason)
+        for held in batch.acknowledged:
+            await self._one(connection, ACKNOWLEDGE, held)
+        jobs = batch.held()
+        self._flushed(jobs, len(batch.done))
+
+    async def _spoiled(self, batch: Batch, error: psycopg.Error) -> Batch:
+        """One job's data made the statement fail: write the others alone, and end that one as failed. Nothing hangs."""
+        if len(batch) > 1:
+            for alone in batch.singles():
+                await self._write_alone(alone)
+            return Batch()
+        spoiled = Batch()
+        for held in batch.held():
+            text = f"{type(error).__name__}: {error.diag.message_primary or error}"
+            problem = {"class": "permanent", "code": "RESULT_INVALID", "message": text.encode("ascii", "replace").decode()}
+            if batch.failed and batch.failed[0][1].get("code") == "RESULT_INVALID":
+                logger.error("the end of job %s cannot be written; its lease will run out: %s", held.id, text)
+                spoiled.forgotten.append(held)
+            else:
+                spoiled.failed.append((held, problem, None))
+        return spoiled
+
+    async def _write_alone(self, alone: Batch) -> None:
+        while alone:
+            try:
+                await self._write(alone)
+                return
+            except (psycopg.OperationalError, psycopg.InterfaceError, OSError):
+                await self._disconnect()
+                await asyncio.sleep(0.5)
+            except psycopg.Error as error:
+                alone = await self._spoiled(alone, error)
+
+    async def _complete(
+        self,
+        connection: AsyncConnection[Any],
+        part: Sequence[tuple[Held, str | None, str | None]],
+        finished: list[int] | None,
+    ) -> None:
+        ids = [held.id for held, _, _ in part]
+        tokens = [held.token for held, _, _ in part]
+        results = [result for _, result, _ in part]
+        stats = [stat for _, _, stat in part]
+        parameters = (
+            self._worker_id,
+            ids,
+            tokens,
+            results if any(result is not None for result in results) else None,
+            stats if any(stat is not None for stat in stats) else None,
+            finished,
+        )
+        self.statements += 1
+        cursor = await connection.execute(SETTLE, parameters)
+        for id, _token, outcome in await cursor.fetchall():
+            if outcome != "already":
+                logger.warning("job %s was not completed: %s", id, outcome, extra={"event": "job.lost", "job_id": id})
+
+    async def _fail(
+        self, connection: AsyncConnection[Any], failed: Sequence[tuple[Held, dict[str, Any], float | None]]
+    ) -> None:
+        failures = [
+            {"id": held.id, "token": held.token, "error": error, "retry_in": retry_in}
+            for held, error, retry_in in failed
+        ]
+        self.statements += 1
+        cursor = await connection.execute(FAIL, (json.dumps(failures),))
+        for id, outcome, _status in await cursor.fetchall():
+            if outcome == "lost":
+                logger.warning("job %s was lost before it failed", id, extra={"event": "job.lost", "job_id": id})
+
+    async def _one(
+        self, connection: AsyncConnection[Any], query: LiteralString, held: Held, *more: str
+    ) -> None:
+        self.statements += 1
+        try:
+            await connection.execute(query, (held.id, held.token, *more))
+        except psycopg.errors.DatabaseError as error:
+            if not (error.sqlstate or "").startswith("JQ4"):
+                raise
+            logger.warning("job %s: %s", held.id, error.diag.message_primary, extra={"event": "job.lost"})
+
+    async def _connect(self) -> AsyncConnection[Any]:
+        if self._connection is None or self._connection.closed:
+            connection = await connect_async(self._dsn, "jobqueue results", pooler=self._pooler)
+            prepare_rows(connection)
+            self._connection = connection
+        return self._connection
+
+    async def _disconnect(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+
+def _finished_claims(batch: Batch) -> list[int] | None:
+    """Count the jobs of a batch off their claims, once, and return the claims of which none is left."""
+    finished: list[int] = []
+    for held in batch.held():
+        note: ClaimNote | None = held.note
+        if note is None:
+            continue
+        held.note = None
+        note.left -= 1
+        if note.left == 0:
+            finished.append(note.id)
+    return finished or None

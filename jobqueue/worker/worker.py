@@ -1,0 +1,434 @@
+"""The worker: one asyncio loop that claims, runs and settles, and a thread that proves that it lives.
+
+    claim ──► line of ready jobs ──► runners ──► settle
+      ▲             (prefetch)        │  ▲          │
+      └── room ◄──────────────────────┘  └─ orders ─┴── heartbeat thread (leases, cancel, pause, lost, drain)
+
+    starting ──► working ──► draining ──► stopped          fenced: while no heartbeat succeeds, nothing is claimed
+                    ▲ └► quiet (SIGUSR1)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+from uuid import UUID, uuid4
+
+from psycopg.types.json import Jsonb
+
+from jobqueue.database.migrations import check_schema_async
+from jobqueue.database.pool import connect_async
+from jobqueue.worker.channel import WorkerChannel
+from jobqueue.worker.claim import Claimer
+from jobqueue.worker.held import ClaimNote, Held, Stop
+from jobqueue.worker.lease import Lease
+from jobqueue.worker.maintain import Maintainer
+from jobqueue.worker.orders import LONG_SECONDS, Orders
+from jobqueue.worker.run import GRACE_SECONDS, Runner
+from jobqueue.worker.settle import Settler
+from jobqueue.worker.wake import Wake
+
+if TYPE_CHECKING:
+    from jobqueue.classify import Classifier
+    from jobqueue.handlers import Handler
+    from jobqueue.job import Claim
+    from jobqueue.worker.process import ProcessPool
+
+PREFETCH_SECONDS = 0.1
+"""No more is prefetched than what the process has lately finished in this time."""
+MOST_PREFETCHED = 1000
+WAITED_TOO_LONG = 1.0
+"""Seconds after which a prefetched job that has not started goes back, so that an idle worker can have it."""
+TICK_SECONDS = 0.25
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatus:
+    """What a worker is doing. `state`: starting, working, quiet, fenced, draining or stopped."""
+
+    state: str
+    running: int
+    prefetched: int
+    done: int
+    failed: int
+    unwritten: int
+    listening: str
+
+
+class Worker:
+    """Works on the jobs of some queues until it is stopped.
+
+    `handlers`: by job_type; only these job_types are claimed. `queues`: names; None: all queues. `concurrency`: handlers
+    that may wait at the same time (100). `drain_timeout`: seconds that running handlers get when it stops (60).
+    `listen_dsn`: a direct connection for LISTEN, if `dsn` leads through a pooler (`pooler=True`). `start_timeout`: seconds
+    to wait for the database at the start. `until_idle`: end when nothing is ready and nothing runs.
+    """
+
+    def __init__(
+        self,
+        dsn: str,
+        handlers: Mapping[str, Handler],
+        *,
+        queues: Sequence[str] | None = None,
+        concurrency: int = 100,
+        until_idle: bool = False,
+        drain_timeout: float = 60.0,
+        start_timeout: float = 60.0,
+        listen_dsn: str | None = None,
+        pooler: bool = False,
+        poll: float = 5.0,
+        name: str | None = None,
+        classify: Classifier | None = None,
+        processes: ProcessPool | None = None,
+        on_ready: Callable[[], None] | None = None,
+        on_beat: Callable[[], None] | None = None,
+    ) -> None:
+        if concurrency < 1:
+            raise ValueError(f"concurrency must be at least 1, not {concurrency}")
+        self.id: UUID = uuid4()
+        self.name = name or f"{socket.gethostname()}:{os.getpid()}"
+        self._dsn, self._pooler, self._poll = dsn, pooler, poll
+        self._listen_dsn = listen_dsn or (None if pooler else dsn)
+        self._handlers = handlers
+        self._queues = list(queues) if queues is not None else None
+        self._concurrency = concurrency
+        self._until_idle = until_idle
+        self._drain_timeout, self._start_timeout = drain_timeout, start_timeout
+        self._classify, self._processes = classify, processes
+        self._on_ready, self._on_beat = on_ready, on_beat
+        self.held: dict[str, Held] = {}
+        self._state = "starting"
+        self._fenced = False
+        self._quiet = False
+        self._done = self._failed = 0
+        self._rate = 0.0
+        self._flushed_at = 0.0
+        self._flush_log: deque[tuple[float, int]] = deque(maxlen=64)
+        self._most_batch = max((handler.batch_size for handler in handlers.values()), default=1)
+        self._stop_asked = asyncio.Event()
+        self._release_asked = asyncio.Event()
+        self._room = asyncio.Event()
+        self._nothing_held = asyncio.Event()
+
+    # -- life ------------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Work until `drain` is called, or, with `until_idle`, until there is nothing to do.
+
+        Raises DatabaseUnavailable, ServerTooOld, SchemaOutdated or SchemaTooNew before anything is claimed.
+        """
+        self._loop = asyncio.get_running_loop()
+        await self._register()
+        self._build()
+        self._start()
+        self._state = "working"
+        claiming = asyncio.create_task(self._claimer.run(), name="jobqueue-claim")
+        ticking = asyncio.create_task(self._tick(), name="jobqueue-tick")
+        asked = asyncio.create_task(self._stop_asked.wait())
+        try:
+            if self._on_ready is not None:
+                self._on_ready()
+            await asyncio.wait({claiming, asked, ticking}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (claiming, ticking):
+                if task.done() and not task.cancelled() and task.exception() is not None:
+                    raise task.exception()  # type: ignore[misc]
+        finally:
+            await self._shut_down(claiming, ticking, asked)
+
+    def drain(self) -> None:
+        """Claim nothing any more, let running handlers finish, then end; after `drain_timeout` their jobs are released."""
+        self._stop_asked.set()
+
+    def release_now(self) -> None:
+        """Do not wait for running handlers any longer: stop them and give their jobs back."""
+        self._stop_asked.set()
+        self._release_asked.set()
+
+    def quiet(self) -> None:
+        """Claim nothing any more, but stay."""
+        self._quiet = True
+
+    def status(self) -> WorkerStatus:
+        """What it is doing now."""
+        running = len(self._runner.running) if self._state != "starting" else 0
+        unwritten = sum(held.settled for held in self.held.values())
+        state = self._state
+        if state == "working":
+            state = "fenced" if self._fenced else "quiet" if self._quiet else state
+        return WorkerStatus(
+            state, running, max(0, len(self.held) - running - unwritten), self._done, self._failed, unwritten,
+            self._wake.status if self._state != "starting" else "connecting",
+        )  # fmt: skip
+
+    async def _register(self) -> None:
+        connection = await connect_async(
+            self._dsn, "jobqueue worker", pooler=self._pooler, timeout=self._start_timeout
+        )
+        async with connection:
+            await check_schema_async(connection)
+            info = {
+                "name": self.name, "hostname": socket.gethostname(), "pid": os.getpid(), "version": _version(),
+                "queues": self._queues, "job_types": sorted(self._handlers), "concurrency": self._concurrency,
+            }  # fmt: skip
+            await connection.execute("select jobqueue.register_worker(%s, %s)", (self.id, _json(info)))
+            types = [handler.describe() for handler in self._handlers.values()]
+            await connection.execute("select jobqueue.register_job_types(%s)", (_json(types),))
+
+    def _build(self) -> None:
+        id = str(self.id)
+        self._wake = Wake(self._listen_dsn, self._queues, self._poll)
+        self._settler = Settler(self._dsn, id, self._flushed, pooler=self._pooler)
+        self._channel = WorkerChannel(self._dsn, id, self.held, self._deliver, pooler=self._pooler)
+        self._runner = Runner(
+            self._concurrency, self._settler, self._channel, self._changed,
+            classify=self._classify, processes=self._processes,
+        )  # fmt: skip
+        self._claimer = Claimer(
+            self._dsn, id, self._queues, sorted(self._handlers), self, self._wake, pooler=self._pooler,
+            idle=self._is_over if self._until_idle else None, beat=self._on_beat,
+        )  # fmt: skip
+        self._lease = Lease(
+            self._dsn, id, self._list_held,
+            lambda orders: self._threadsafe(self._deliver, orders),
+            lambda fenced: self._threadsafe(self._fence, fenced),
+            pooler=self._pooler,
+        )  # fmt: skip
+        self._maintainer = Maintainer(
+            lambda: connect_async(self._dsn, "jobqueue maintenance", pooler=self._pooler),
+            id, self._queues, self._wake.ring, poll=self._poll,
+        )  # fmt: skip
+        self._orders = Orders(self._listen_dsn, self._long_running, self._lease.beat_now)
+
+    def _start(self) -> None:
+        self._lease.start()
+        self._settler.start()
+        self._channel.start()
+        self._wake.start()
+        self._maintainer.start()
+        self._orders.start()
+
+    async def _shut_down(self, claiming: asyncio.Task[None], *tasks: asyncio.Task[Any]) -> None:
+        self._state = "draining"
+        self._claimer.stop()
+        self._room.set()
+        for held in list(self._runner.ready):
+            self._settler.release(held)
+        self._runner.ready.clear()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await asyncio.wait_for(claiming, timeout=10.0)
+        await self._finish_running()
+        for task in tasks:
+            task.cancel()
+        await self._settler.stop(max(5.0, self._drain_timeout / 4))
+        await self._runner.close()
+        await self._channel.stop()
+        await self._maintainer.stop()
+        await self._orders.stop()
+        await self._wake.stop()
+        if self._processes is not None:
+            await self._processes.close()
+        await asyncio.to_thread(self._lease.stop)
+        await self._say_goodbye()
+        self._state = "stopped"
+
+    async def _finish_running(self) -> None:
+        """Wait for the running handlers; then stop them and give their jobs back."""
+        for held in list(self.held.values()):
+            if not held.started:
+                self._settler.release(held)
+        released = asyncio.create_task(self._release_asked.wait())
+        deadline = self._loop.time() + self._drain_timeout
+        while self._runner.running and self._loop.time() < deadline and not released.done():
+            await asyncio.wait({released}, timeout=0.05)
+        released.cancel()
+        for held in list(self._runner.running):
+            held.ask_stop(Stop.RELEASE)
+        grace = self._loop.time() + GRACE_SECONDS
+        while any(not held.settled for held in self._runner.running) and self._loop.time() < grace:
+            await asyncio.sleep(0.02)
+        for held in list(self._runner.running):
+            self._runner.end(held, None)
+
+    async def _say_goodbye(self) -> None:
+        try:
+            async with asyncio.timeout(5.0):
+                connection = await connect_async(self._dsn, "jobqueue worker", pooler=self._pooler)
+                async with connection:
+                    await connection.execute("select jobqueue.stop_worker(%s)", (self.id,))
+        except Exception as error:
+            logger.info("the worker could not say that it stopped: %s", " ".join(str(error).split()))
+
+    # -- room ------------------------------------------------------------------------------------------------------------
+
+    def wanted(self) -> int:
+        """Jobs to ask for now: free slots, and what can be prefetched; in portions, not one by one, if jobs are short."""
+        if self._fenced or self._quiet or self._state != "working":
+            return 0
+        unfinished = len(self._runner.ready) + self._runner.busy_slots
+        if len(self.held) - unfinished > 2 * MOST_PREFETCHED:
+            return 0
+        prefetch = max(min(MOST_PREFETCHED, int(self._rate * PREFETCH_SECONDS)), self._most_batch - 1)
+        wanted = self._concurrency + prefetch - unfinished
+        if prefetch and len(self._runner.ready) > prefetch // 2:
+            return 0
+        return max(0, wanted)
+
+    def free_slots(self) -> int:
+        """Jobs that would start at once."""
+        return max(0, self._concurrency - self._runner.busy_slots - len(self._runner.ready))
+
+    def suspects_allowed(self) -> int:
+        """A job that has lost a worker runs alone of its kind, and only if it can start at once."""
+        if self.free_slots() == 0 or any(held.claim.suspect for held in self.held.values() if not held.settled):
+            return 0
+        return 1
+
+    def accept(self, claims: Sequence[Claim]) -> None:
+        """Take over claimed jobs."""
+        now = self._loop.time()
+        notes: dict[int, ClaimNote] = {}
+        taken: list[Held] = []
+        for claim in claims:
+            note = notes.get(claim.claim_id)
+            if note is None:
+                note = notes[claim.claim_id] = ClaimNote(claim.claim_id, 0)
+            note.left += 1
+            held = Held(claim, self._handlers[claim.job_type], note, now)
+            self.held[held.id] = held
+            taken.append(held)
+        if self._state != "working" or self._fenced:
+            for held in taken:
+                self._settler.release(held)
+            return
+        self._runner.start(taken)
+
+    async def room(self) -> None:
+        """Wait until `wanted` may have risen."""
+        self._room.clear()
+        if self.wanted() > 0:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._poll):
+                await self._room.wait()
+
+    def _changed(self) -> None:
+        if not self._room.is_set() and self.wanted() > 0:
+            self._room.set()
+
+    def _is_over(self) -> bool:
+        return not self.held
+
+    def _flushed(self, jobs: Sequence[Held], done: int) -> None:
+        now = self._loop.time()
+        for held in jobs:
+            if self.held.get(held.id) is held:
+                del self.held[held.id]
+        self._done += done
+        self._failed += len(jobs) - done
+        self._flush_log.append((now, len(jobs)))
+        while len(self._flush_log) > 2 and now - self._flush_log[0][0] > 0.5:
+            self._flush_log.popleft()
+        span = max(now - self._flush_log[0][0], 0.02)
+        self._rate = sum(count for at, count in self._flush_log if now - at <= 0.5) / span
+        self._room.set()
+        if self._until_idle and not self.held:
+            self._wake.ring()
+
+    # -- orders ----------------------------------------------------------------------------------------------------------
+
+    def _list_held(self) -> list[tuple[str, str, bool]]:
+        return [(held.id, held.token, held.started) for held in list(self.held.values())]
+
+    def _long_running(self) -> Iterable[str]:
+        now = self._loop.time()
+        return [held.id for held in self._runner.running if now - held.started_at > LONG_SECONDS]
+
+    def _threadsafe(self, function: Callable[..., object], *arguments: object) -> None:
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(function, *arguments)
+
+    def _deliver(self, orders: list[tuple[str | None, str]]) -> None:
+        for id, command in orders:
+            if id is None:
+                if command == "drain":
+                    self.drain()
+                continue
+            held = self.held.get(id)
+            if held is not None and not held.settled:
+                self._order(held, command)
+
+    def _order(self, held: Held, command: str) -> None:
+        if command == "lost":
+            if held.started:
+                held.ask_stop(Stop.LOST)
+            else:
+                self._settler.forget(held)
+        elif not held.started:
+            self._settler.acknowledge(held)
+        elif held.job is not None:
+            held.job.deliver(command)
+            if command == "cancel":
+                held.ask_stop(Stop.CANCEL, interrupt=held.handler.executor == "async")
+
+    def _fence(self, fenced: bool) -> None:
+        """Without heartbeats the leases end and others take the jobs: stop before that happens."""
+        if fenced == self._fenced:
+            return
+        self._fenced = fenced
+        self._runner.held_back = fenced
+        if fenced:
+            logger.error("no heartbeat succeeds: stopping %d jobs before their leases end", len(self.held))
+            for held in list(self.held.values()):
+                if held.settled:
+                    continue
+                if held.started:
+                    held.ask_stop(Stop.FENCED)
+                else:
+                    self._settler.forget(held)
+            self._runner.ready.clear()
+        else:
+            logger.warning("heartbeats succeed again: working on")
+            self._room.set()
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self._runner.watch()
+            self._give_back_waiting()
+            now = self._loop.time()
+            if self._flush_log and now - self._flush_log[-1][0] > 0.5:
+                self._rate *= 0.5
+            self._changed()
+
+    def _give_back_waiting(self) -> None:
+        """Prefetched jobs behind slow ones go back, so that an idle worker can have them."""
+        ready = self._runner.ready
+        if not ready or self._runner.busy_slots < self._concurrency:
+            return
+        limit = self._loop.time() - WAITED_TOO_LONG
+        if ready[0].arrived < limit:
+            self._rate = 0.0
+            for held in list(ready):
+                self._settler.release(held)
+            ready.clear()
+
+
+def _json(value: Any) -> Jsonb:
+    return Jsonb(value)
+
+
+def _version() -> str:
+    try:
+        return version("jobqueue")
+    except PackageNotFoundError:
+        return "unknown"

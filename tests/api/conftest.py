@@ -1,0 +1,65 @@
+"""The API as a client meets it, on a database of its own."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+import psycopg
+import pytest
+from starlette.applications import Starlette
+
+from jobqueue.api import create_app
+from jobqueue.settings import Settings
+from tests.support.server import value
+
+
+@asynccontextmanager
+async def serving(
+    dsn: str, settings: dict[str, Any] | None = None, **options: Any
+) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of an application that has been started; `client.app` is the application."""
+    given = Settings(dsn=dsn, start_timeout=10.0, **(settings or {}))
+    app = create_app(given, dsn=dsn, **options)
+    transport = httpx2.ASGITransport(app=app)
+    async with app.router.lifespan_context(app):
+        async with httpx2.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
+            client.app = app  # type: ignore[attr-defined]
+            yield client
+
+
+@pytest.fixture
+async def client(dsn: str, connection: psycopg.Connection[tuple[Any, ...]]) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of the API with the queue `q`."""
+    connection.execute("insert into jobqueue.queue (name) values ('q')")
+    async with serving(dsn) as client:
+        yield client
+
+
+@pytest.fixture
+def app(client: httpx2.AsyncClient) -> Starlette:
+    """The application behind `client`."""
+    return client.app  # type: ignore[attr-defined, no-any-return]
+
+
+async def send(client: httpx2.AsyncClient, **options: Any) -> str:
+    """Send a job and return its id."""
+    answer = await client.post("/jobs", json={"queue": "q", **options})
+    assert answer.status_code == 202, answer.text
+    return str(answer.json()["jobId"])
+
+
+def job_count(connection: psycopg.Connection[tuple[Any, ...]]) -> int:
+    """How many jobs the database holds."""
+    return int(value(connection, "select count(*) from jobqueue.job"))
+
+
+def start_job(connection: psycopg.Connection[tuple[Any, ...]]) -> tuple[str, str]:
+    """Claim the next job of `q`; its id and claim token."""
+    row = connection.execute(
+        "select id::text, claim_token::text from jobqueue.claim(array['q'], gen_random_uuid(), 1)"
+    ).fetchone()
+    assert row is not None
+    return row[0], row[1]
