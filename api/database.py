@@ -29,8 +29,8 @@ select
         then pg_has_role(session_user, 'jobqueue_api', 'SET')
         else pg_has_role(session_user, 'jobqueue_api', 'MEMBER') end,
     exists (
-        select from pg_class c
-        where c.oid = 'jobqueue.job'::regclass and pg_has_role(session_user, c.relowner, 'USAGE')),
+        select from pg_class c join pg_namespace n on n.oid = c.relnamespace
+        where n.nspname = 'jobqueue' and c.relname = 'job' and pg_has_role(session_user, c.relowner, 'USAGE')),
     (select rolbypassrls from pg_roles where rolname = session_user)
 """
 
@@ -123,8 +123,8 @@ class Database:
         try:
             async with pool.connection(self.patience) as connection:
                 row = await (await connection.execute(_MAY_TAKE_ROLE)).fetchone()
-        except (psycopg.errors.UndefinedObject, psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName):
-            # No schema yet: /readyz says so, and the choice would be the role's once there is one.
+        except psycopg.errors.UndefinedObject:
+            # No such role, so no schema yet: /readyz says so, and once there is one the role can be taken.
             return
         assert row is not None
         may_take, owns, bypasses = row

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import difflib
+import os
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
@@ -179,7 +180,7 @@ class App:
     ) -> list[Sent]:
         """Add one job per payload, all or none, and return what `send` would, in order. `options` apply to all of them.
 
-        Much faster than single sends. Raises as of `send`; `details["index"]` says which payload was refused.
+        Faster than single sends. Raises as of `send`; `details["index"]` says which payload was refused.
         """
         where, parts = self._prepare_many(name, payloads, queue, options)
         async with self._lend(connection) as lent:
@@ -286,7 +287,7 @@ class App:
     ) -> None:
         """Run jobs in this process until it is told to stop.
 
-        `queues`: default those of the app's handlers. `concurrency`: jobs at a time (default `JOBQUEUE_CONCURRENCY`,
+        `queues`: default `JOBQUEUE_QUEUES`, else all. `concurrency`: jobs at a time (default `JOBQUEUE_CONCURRENCY`,
         100).
         `until_idle`: return when no job is ready any more. `options`: of `jobqueue.worker.worker.Worker`.
         Raises DatabaseUnavailable, SchemaOutdated.
@@ -305,14 +306,16 @@ class App:
         from jobqueue.worker.worker import Worker
 
         dsn = await asyncio.to_thread(self.resolve_dsn)
-        return Worker(
-            dsn,
-            self.registry,
-            queues=queues if queues is not None else self.settings.queues,
-            concurrency=concurrency or self.settings.concurrency,
-            until_idle=until_idle,
-            **options,
-        )
+        same = ("queues", "concurrency", "drain_timeout", "start_timeout", "listen_dsn", "pooler")
+        defaults: dict[str, Any] = {name: getattr(self.settings, name) for name in same}
+        defaults |= {"poll": self.settings.poll_interval, "classify": self.classify}
+        if any(handler.executor == "process" for handler in self.registry.values()):
+            from jobqueue.worker.process import ProcessPool
+
+            defaults["processes"] = ProcessPool(os.cpu_count() or 1)
+        given = {"queues": queues, "concurrency": concurrency, **options}
+        chosen = {**defaults, **{name: value for name, value in given.items() if value is not None}}
+        return Worker(dsn, self.registry, until_idle=until_idle, **chosen)
 
     # -- connections ---------------------------------------------------------------------------------------------------
 

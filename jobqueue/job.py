@@ -25,7 +25,7 @@ from uuid import UUID
 
 from jobqueue.checkpoints import Checkpoint, load_checkpoint, reject, sha256_of_file
 from jobqueue.errors import Cancelled, InvalidArgument
-from jobqueue.json_text import NotStorable, from_json, to_json_text
+from jobqueue.json_text import RAW, NotStorable, from_json, to_json_text
 from jobqueue.loops import Remaining, track
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ class Job:
     @property
     def payload(self) -> Any:
         """The input as JSON gave it (a dict as a rule), whatever type the handler declares for its own argument."""
-        if type(self._payload) is bytes:
+        if type(self._payload) in RAW:
             self._payload = from_json(self._payload)
         return self._payload
 

@@ -15,6 +15,8 @@ from uuid import UUID
 
 # A NUL in the text of JSON is this escape, unless its backslash is itself escaped.
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+RAW: tuple[type, ...] = (bytes, memoryview, bytearray)
+"""Types of JSON text as a connection received it; the value of a JSON text itself is never one of them."""
 _NUL_OR_SURROGATE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -51,8 +53,8 @@ def check_text(text: str) -> None:
 
 
 def from_json(value: Any) -> Any:
-    """Return a JSON column as a Python value: bytes are text that was not decoded yet, the rest is done."""
-    return json.loads(value) if type(value) is bytes else value
+    """Return a JSON column as a Python value; what was not decoded yet comes as one of the RAW types."""
+    return json.loads(bytes(value)) if type(value) in RAW else value
 
 
 def clean_text(text: str, limit: int) -> str:

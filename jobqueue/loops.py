@@ -46,6 +46,7 @@ class Remaining:
         self._keys: list[str] = []
         self._saved_at = time.monotonic()
         self._timer: asyncio.Task[None] | None = None
+        self._saving = asyncio.Lock()
 
     async def iterate(
         self, items: Iterable[T] | AsyncIterable[T], key: Callable[[T], object], message: str | None
@@ -72,6 +73,11 @@ class Remaining:
         timer, self._timer = self._timer, None
         if timer is not None and timer is not asyncio.current_task():
             timer.cancel()
+        # One at a time: whoever ends the attempt must wait for what is under way.
+        async with self._saving:
+            await self._save_now()
+
+    async def _save_now(self) -> None:
         keys, self._keys = self._keys, []
         self._saved_at = time.monotonic()
         if not keys:

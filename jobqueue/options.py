@@ -13,9 +13,10 @@ from jobqueue.json_text import NotStorable, to_json_text
 OPTIONS = frozenset(
     {
         "job_type", "priority", "run_at", "delay", "singleton_key", "throttle_seconds", "debounce_seconds",
-        "slot_until", "merge_payload", "group", "tier", "tenant", "subject", "display_name", "metadata", "created_by", "max_retries",
-        "retry_delay", "retry_backoff", "retry_delay_max", "timeout", "max_runtime", "lease", "expires_in",
-        "keep_completed", "keep_ended", "dead_letter", "depends_on", "on_failure", "stages", "batch", "id",
+        "slot_until", "merge_payload", "group", "tier", "tenant", "subject", "display_name", "metadata", "created_by",
+        "max_retries", "retry_delay", "retry_backoff", "retry_delay_max", "timeout", "max_runtime", "lease",
+        "expires_in", "keep_completed", "keep_ended", "dead_letter", "depends_on", "on_failure", "stages", "batch",
+        "id",
     }
 )  # fmt: skip
 """What `jobqueue.job_options()` knows; a test compares the two."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, MutableMapping
 from typing import Any
 
 from jobqueue.errors import InvalidArgument, InvalidInput
-from jobqueue.json_text import NotStorable, check_text, to_json_text
+from jobqueue.json_text import RAW, NotStorable, check_text, from_json, to_json_text
 
 INVALID_PAYLOAD = "INVALID_PAYLOAD"
 
@@ -81,15 +81,16 @@ class Payload:
         return text
 
     def _decode_typed(self, stored: Any) -> Any:
-        text = stored if type(stored) is bytes else to_json_text(stored)
+        text = bytes(stored) if type(stored) in RAW else to_json_text(stored)
         return self._validate(text, InvalidInput)
 
     def _decode_object(self, stored: Any) -> Any:
-        if type(stored) is not dict:
+        value = from_json(stored)
+        if type(value) is not dict:
             raise InvalidInput(
-                f"the payload of {self._job_type} must be an object, not {type(stored).__name__}", code=INVALID_PAYLOAD
+                f"the payload of {self._job_type} must be an object, not {type(value).__name__}", code=INVALID_PAYLOAD
             )
-        return stored
+        return value
 
     def _validate(self, text: str | bytes, error_type: type[InvalidArgument] | type[InvalidInput]) -> Any:
         from pydantic import ValidationError

@@ -12,7 +12,7 @@ from jobqueue.cli.following import exit_code_of, follow
 from jobqueue.cli.output import emit_object
 from jobqueue.cli.progress import progress_view
 from jobqueue.cli.stack import Stack
-from jobqueue.client import Sent, blocking, send
+from jobqueue.client import Sent
 from jobqueue.database.dsn import mask_dsn
 from jobqueue.records import JobRecord
 from jobqueue.settings import load_settings
@@ -61,7 +61,7 @@ def _run_job(stack: Stack) -> JobRecord:
     sent = _send(stack.dsn)
     record = None
     with progress_view() as show:
-        for record in follow(stack.settings, sent.id, dsn=stack.dsn, check=stack.check):
+        for record in follow(stack.settings, sent.id, check=stack.check):
             show(record)
     assert record is not None
     return record

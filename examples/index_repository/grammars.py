@@ -127,8 +127,10 @@ def symbols_of(language: str, source: bytes) -> tuple[list[Symbol], int | None]:
     for _, captures in QueryCursor(query).matches(root):
         definition = _definition(captures, language)
         if definition is not None:
-            # The first pattern that matches says what it is: a `const` that holds a function is a function.
-            found.setdefault((definition.start, definition.end), definition)
+            place = (definition.start, definition.end)
+            # A `const` that holds a function matches twice: it is a function.
+            if place not in found or found[place].kind == "constant":
+                found[place] = definition
     ordered = sorted(found.values(), key=lambda each: (each.start, -each.end))
     return _qualified(ordered), _first_error(root) if root.has_error else None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import signal
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +12,8 @@ import click
 from jobqueue.cli.options import database_dsn, dsn_option
 
 if TYPE_CHECKING:
+    from starlette.applications import Starlette
+
     from jobqueue.settings import Settings
 
 DRAIN_SECONDS = 10
@@ -45,7 +48,7 @@ def command(dsn: str | None, host: str | None, port: int | None, workers: int, u
 def _serve(settings: Settings, dsn: str, workers: int, places: dict[str, Any]) -> None:
     import uvicorn
 
-    application: Any = "jobqueue.api:create_app"
+    application: Any = "jobqueue.cli.api:worker_application"
     if workers == 1:
         from jobqueue.api import create_app
 
@@ -67,6 +70,16 @@ def _serve(settings: Settings, dsn: str, workers: int, places: dict[str, Any]) -
         timeout_graceful_shutdown=DRAIN_SECONDS,
         **places,
     )
+
+
+def worker_application() -> Starlette:
+    """Make the application of one of several processes; it ends with the process that started it, even by SIGKILL."""
+    from jobqueue.api import create_app
+    from jobqueue.database.parentage import die_with_parent
+
+    if arm := die_with_parent(parent=os.getppid(), with_signal=signal.SIGTERM):
+        arm()
+    return create_app()
 
 
 def _require_loopback(host: str) -> None:

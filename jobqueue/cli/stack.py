@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,15 @@ class Stack:
             time.sleep(POLL)
         shown = f"[{host}]" if ":" in host else host
         return f"http://{shown}:{port}{self.settings.api_prefix}"
+
+    def dashboard(self, address: str) -> str | None:
+        """The dashboard's address under the API's, or None if this API serves none."""
+        page = f"{address}/ui/"
+        try:
+            with urllib.request.urlopen(page, timeout=5.0) as answer:  # noqa: S310
+                return page if answer.status == 200 else None
+        except OSError:
+            return None
 
     def start_worker(self, app: str) -> None:
         """Start one worker of `pkg.module[:app]`; `check` tells whether it lives."""

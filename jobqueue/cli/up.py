@@ -32,6 +32,9 @@ def command(dsn: str | None, host: str | None, port: int | None, app: str | None
             click.echo(f"worker: {settings.app}", err=True)
         else:
             click.echo("no worker: name an application in JOBQUEUE_APP or --app", err=True)
-        click.echo(f"API: {address}/  (ctrl-C stops)", err=True)
+        click.echo(f"API: {address}/openapi.json", err=True)
+        if dashboard := stack.dashboard(address):
+            click.echo(f"dashboard: {dashboard}", err=True)
+        click.echo("ctrl-C stops everything", err=True)
         stack.wait()
     click.echo("stopped", err=True)

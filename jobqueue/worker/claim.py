@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import psycopg
 from psycopg import AsyncConnection
+from psycopg.rows import tuple_row
 
 from jobqueue.database.pool import connect_async
 from jobqueue.job import Claim
@@ -38,7 +39,6 @@ CLAIM_SEVERAL = (
 CLAIM_BELOW = (
     f"select {COLUMNS} from jobqueue.claim_queue(%s, %s, %s::int[], %s::bigint[], null, %s::bigint[], %s, %s, %s, %s)"  # noqa: S608
 )
-ALL_QUEUES = "select name from jobqueue.queues order by name"
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,13 @@ class Claimer:
             self._room.accept(claims)
             return False
         if self._idle is not None and self._idle():
-            return True
+            # The last look of a worker that ends when nothing is left: below the floors too.
+            self._next_sweep = self._next_full = 0.0
+            claims = await self._sweep_if_due(wanted)
+            if not claims:
+                return True
+            self._room.accept(claims)
+            return False
         if not self._stopping:
             await self._wake.wait()
         return False
@@ -201,7 +207,8 @@ class Claimer:
         below = floors.below()
         if not below.ranks:
             return []
-        bounds = await (await connection.execute("select xmin, xmax from jobqueue.snapshot_bounds()")).fetchone()
+        plain = connection.cursor(row_factory=tuple_row)
+        bounds = await (await plain.execute("select xmin, xmax from jobqueue.snapshot_bounds()")).fetchone()
         start, suspects = self._room.free_slots(), self._room.suspects_allowed()
         common = (wanted, start, suspects, self._job_types)
         if full:
@@ -217,7 +224,8 @@ class Claimer:
 
     async def _current_queues(self, connection: AsyncConnection[Any]) -> list[str]:
         if self._given is None and (not self._queues or self._now() >= self._next_sweep):
-            rows = await (await connection.execute("select name from jobqueue.queue_names()")).fetchall()
+            plain = connection.cursor(row_factory=tuple_row)
+            rows = await (await plain.execute("select name from jobqueue.queue_names()")).fetchall()
             self._queues = [row[0] for row in rows]
         return self._queues
 

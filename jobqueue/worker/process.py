@@ -1,7 +1,7 @@
 """Child processes for handlers with `executor="process"`: they use another core, and can really be stopped.
 
     parent (event loop)                                child (main thread runs the handler)
-    ProcessPool.run(attempt, target, …)  -- run    -->  imports module:qualname once, calls it
+    ProcessPool.call(attempt, target, …) -- run    -->  imports module:qualname once, calls it
                                          <-- call  --   what the handler asks of its job (progress, checkpoint …)
                                          -- reply  -->  the answer
                                          -- tell   -->  an order: cancel, pause
@@ -23,15 +23,23 @@ import struct
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jobqueue.errors import HandlerError, Retry
+
+if TYPE_CHECKING:
+    from jobqueue.handlers import Handler
+    from jobqueue.job import Job
 
 HEADER = struct.Struct("!Q")
 STOP_GRACE = 5.0
 """Seconds between SIGTERM and SIGKILL."""
 RECYCLE_AFTER = 1000
 """Jobs after which a child is replaced, so that what handlers leak does not add up."""
+
+ORDER_EVERY = 0.1
+"""Seconds between looks for an order to pass on to a child."""
+RUN_JOB = "jobqueue.worker.process_job:run_job"
 
 Call = Callable[[str, tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
 
@@ -55,7 +63,7 @@ class ProcessStopped(Exception):
 
 
 class RemoteTraceback(Exception):
-    """The stack of an exception in the child; the cause of the exception that `run` raises."""
+    """The stack of an exception in the child; the cause of the exception that `call` raises."""
 
 
 class RemoteError(Exception):
@@ -109,7 +117,39 @@ class ProcessPool:
         running = [child for child in self._running.values() if child is not None]
         return [child.process.pid for child in (*self._idle, *running)]
 
-    async def run(self, attempt: str, target: str, *arguments: Any, call: Call | None = None) -> Any:
+    async def run(self, handler: Handler, job: Job) -> str | None:
+        """Run a job's handler in a child and return its result as JSON text.
+
+        What the handler asks of its job goes through the job's channel; its stats and whether it completed the job in a
+        transaction of its own are put on `job`. Raises as `call`.
+        """
+        attempt, channel = str(job.claim.claim_token), job._channel
+        forwarding = asyncio.create_task(self._forward_orders(attempt, job))
+
+        async def answer(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if name == "report":
+                return channel.report(job, *args)
+            return await getattr(channel, name)(job, *args, **kwargs)
+
+        try:
+            text, job._stats, job._settled = await self.call(
+                attempt, RUN_JOB, handler.reference, job.claim, channel.connections.dsn, call=answer
+            )
+        finally:
+            forwarding.cancel()
+        return text if text is None else str(text)
+
+    async def _forward_orders(self, attempt: str, job: Job) -> None:
+        told: str | None = None
+        while True:
+            order = "cancel" if job.cancel_requested else "pause" if job.pause_requested else None
+            child = self._running.get(attempt)
+            if order != told and order is not None and child is not None:
+                child.send(("tell", order))
+                told = order
+            await asyncio.sleep(ORDER_EVERY)
+
+    async def call(self, attempt: str, target: str, *arguments: Any, call: Call | None = None) -> Any:
         """Call `target` (`module:qualname`) with pickled arguments in a child and return its pickled result.
 
         `attempt` names it for `stop` and `tell`. `call(name, args, kwargs)` answers what the child asks meanwhile.
@@ -139,7 +179,7 @@ class ProcessPool:
             child.send(("tell", order))
 
     def stop(self, attempt: str) -> None:
-        """Stop an attempt: SIGTERM to its child, SIGKILL after the grace. Its `run` raises ProcessStopped."""
+        """Stop an attempt: SIGTERM to its child, SIGKILL after the grace. Its `call` raises ProcessStopped."""
         if attempt not in self._running:
             return
         self._stopped.add(attempt)
@@ -219,7 +259,7 @@ async def _answer(child: _Child, call: Call | None, number: int, name: str, args
     try:
         if call is None:
             raise RuntimeError(f"nobody answers {name} here")
-        reply = ("reply", number, await call(name, args, kwargs), None)
+        reply: tuple[Any, ...] = ("reply", number, await call(name, args, kwargs), None)
     except Exception as error:
         reply = ("reply", number, None, portable(error))
     child.send(reply)
@@ -251,7 +291,9 @@ async def _spawn() -> _Child:
 
 
 def portable(error: BaseException) -> BaseException:
-    """Return an exception that survives pickling: itself, or a RemoteError that stands for it."""
+    """Return an exception that survives pickling, and does not end the parent: itself, or a RemoteError for it."""
+    if isinstance(error, SystemExit | KeyboardInterrupt | GeneratorExit | asyncio.CancelledError):
+        return RemoteError(type(error).__name__, str(error))
     try:
         copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - made one line above
     except Exception:

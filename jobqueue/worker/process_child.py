@@ -25,7 +25,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 class Stopped(BaseException):
-    """Raised in the handler by SIGTERM, so that its `finally` blocks run. Not an Exception: it must not be swallowed."""
+    """Raised in the handler by SIGTERM, so that its `finally` blocks run; no Exception, so that it is not swallowed."""
 
 
 def die_with_parent(parent: int, how: signal.Signals = signal.SIGKILL) -> None:

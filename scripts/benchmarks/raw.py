@@ -28,7 +28,7 @@ create table raw_job (
     token uuid,
     started_at timestamptz,
     finished_at timestamptz
-)
+) with (fillfactor = 80)
 """
 CLAIM_INDEX = "create index raw_job_claim on raw_job (queue, priority desc, seq) where token is null"
 FILL = "insert into raw_job (queue, payload) select %s, p::jsonb from unnest(%s::text[]) p"

@@ -107,9 +107,13 @@ class Report:
 
     def show(self) -> None:
         """Print the table."""
-        table = Table(title=f"bench {self.benchmark}", title_justify="left", box=None, header_style="bold", pad_edge=False)
+        table = Table(
+            title=f"bench {self.benchmark}", title_justify="left", box=None, header_style="bold", pad_edge=False
+        )
         for column in ("measured", "unit", "median", "low", "high", "limit", "ratio", "bar", "met", ""):
-            table.add_column(column, justify="right" if column in ("median", "low", "high", "limit", "ratio") else "left")
+            table.add_column(
+                column, justify="right" if column in ("median", "low", "high", "limit", "ratio") else "left"
+            )
         for row in self.rows:
             table.add_row(*_cells(row))
         facts = "  ".join(f"{name}={value}" for name, value in self.facts.items())

@@ -153,15 +153,18 @@ declare
 begin
     select array_agg(x.id), max(x.id::text)::uuid into ids, next_from
     from (select j.id from job j where j.id > _from order by j.id limit _max) x;
-    delete from job j
-    using queue q
-    where j.id = any (ids) and q.name = j.queue
-        and (j.status in ('completed', 'failed', 'cancelled', 'skipped'))
-        and j.completed_at <= now() - case when j.status = 'completed'
-            then option_interval(j.options, 'keep_completed', q.keep_completed)
-            else option_interval(j.options, 'keep_ended', q.keep_ended) end
-        and not (j.settle_flags & 2 <> 0 and has_waiting_children(j.id))
-        and j.ctid = any (array(select k.ctid from job k where k.id = any (ids) for update skip locked));
+    -- only what goes is locked: a claimer passes over every locked row
+    with old as materialized (
+        select j.ctid as t
+        from job j join queue q on q.name = j.queue
+        where j.id = any (ids)
+            and (j.status in ('completed', 'failed', 'cancelled', 'skipped'))
+            and j.completed_at <= now() - case when j.status = 'completed'
+                then option_interval(j.options, 'keep_completed', q.keep_completed)
+                else option_interval(j.options, 'keep_ended', q.keep_ended) end
+            and not (j.settle_flags & 2 <> 0 and has_waiting_children(j.id))
+        for update of j skip locked)
+    delete from job j using old where j.ctid = old.t;
     get diagnostics removed = row_count;
     if coalesce(cardinality(ids), 0) < _max then
         next_from := null;

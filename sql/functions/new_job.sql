@@ -183,7 +183,7 @@ begin
     r.progress_pct := 0;
     r.resume_count := 0;
     r.unfinished_parents := 0;
-    if r.options ->> 'keep_completed' = '0' or (_queue.keep_completed = interval '0' and not coalesce(r.options ? 'keep_completed', false)) then
+    if (r.options ->> 'keep_completed')::numeric = 0 or (_queue.keep_completed = interval '0' and not coalesce(r.options ? 'keep_completed', false)) then
         r.settle_flags := 1;
     end if;
     if coalesce(o -> 'stages', t.stages) is not null then

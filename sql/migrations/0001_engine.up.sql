@@ -187,7 +187,7 @@ create table jobqueue.job (
     constraint job_counts_are_sane check (priority > -2147483647 and least(retry_count, attempt) >= 0),
     constraint job_tenant_is_named check (tenant <> '')
 ) with (
-    fillfactor = 80,
+    fillfactor = 50,
     autovacuum_vacuum_scale_factor = 0,
     autovacuum_vacuum_threshold = 50000,
     autovacuum_vacuum_insert_scale_factor = 0.02,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +22,6 @@ from click.testing import CliRunner
 
 from jobqueue.cli.api import command
 from jobqueue.database.embedded import EmbeddedServer
-from jobqueue.database.ephemeral import make_ephemeral_home
 from jobqueue.database.migrations import migrate_up
 from jobqueue.errors import ConfigurationError, SchemaOutdated
 from tests.api.conftest import send, serving, start_job
@@ -32,14 +33,18 @@ Connection = psycopg.Connection[tuple[Any, ...]]
 
 @pytest.fixture
 def own_server() -> Iterator[EmbeddedServer]:
-    """A server that a test may stop."""
-    server = EmbeddedServer(make_ephemeral_home(), ephemeral=True, bin_dir=chosen_binaries())
-    server.start()
+    """A server that a test may stop and start again."""
+    # Not tmp_path: for root that is 0700, and the server does not run as root.
+    home = Path(tempfile.mkdtemp(prefix="jobqueue-test-", dir="/var/tmp"))
+    home.chmod(0o711)
+    server = EmbeddedServer(home, bin_dir=chosen_binaries())
     try:
+        server.start()
         migrate_up(server.dsn)
         yield server
     finally:
         server.stop()
+        shutil.rmtree(home)
 
 
 async def test_the_probes_answer(client: httpx2.AsyncClient) -> None:
@@ -165,8 +170,8 @@ def test_the_command_serves_and_stops_at_once_with_requests_waiting(
             assert "Server" not in read.headers
             assert _stop_while_waiting(base, job_id, read.headers["ETag"], process, connection) < 5
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()
+        process.wait(timeout=30)
 
 
 def _stop_while_waiting(
@@ -182,7 +187,7 @@ def _stop_while_waiting(
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(wait)
         wait_until(
-            lambda: connection.execute("select from jobqueue.watch where topic = %s", (f"job:{job_id}",)).fetchone(),
+            lambda: connection.execute("select 1 from jobqueue.watch where topic = %s", (f"job:{job_id}",)).fetchone(),
             what="the request waits",
         )
         began = time.monotonic()

@@ -129,7 +129,7 @@ def test_jobs_that_somebody_else_is_claiming_do_not_keep_others_back(engine: Eng
     rival = engine.another()
     with rival.undone():
         assert len(rival.claim(3)) == 3
-        assert [claim.id for claim in engine.claim(3, ["q", "r"])] == [other]
+        assert [claim.id for claim in engine.claim(3, ["q", "r"], worker=uuid4())] == [other]
 
 
 def test_a_claim_brings_the_last_checkpoint(engine: Engine) -> None:

@@ -194,10 +194,11 @@ def test_a_sender_notifies_only_if_somebody_waits(engine: Engine) -> None:
     engine.send()
     listener, idle = engine.another(), engine.another()
     listener.run("listen jobqueue_ready")
-    engine.send()
-    assert list(listener.connection.notifies(timeout=0.1)) == []
+    engine.run("select jobqueue.send('q')")
+    listener.run("notify jobqueue_ready, 'end'")
+    assert [n.payload for n in listener.connection.notifies(timeout=5, stop_after=1)] == ["end"]
     idle.value("select pg_advisory_lock_shared(27249, number)::text from jobqueue.queue where name = 'q'")
-    engine.send()
+    engine.run("select jobqueue.send('q')")
     assert [n.payload for n in listener.connection.notifies(timeout=5, stop_after=1)] == ["q"]
 
 

@@ -1,4 +1,4 @@
-"""A relay between a client and the server that can fall silent, or swallow notifications as a transaction pooler does."""
+"""A relay between a client and the server that can fall silent, or swallow notifications as poolers do."""
 
 from __future__ import annotations
 

@@ -97,32 +97,32 @@ async def pool() -> AsyncIterator[ProcessPool]:
 
 
 async def test_it_returns_the_result_and_uses_children_again(pool: ProcessPool) -> None:
-    assert await pool.run("1", f"{HERE}:add", 2, 3) == 5
-    first = await pool.run("2", f"{HERE}:pid")
+    assert await pool.call("1", f"{HERE}:add", 2, 3) == 5
+    first = await pool.call("2", f"{HERE}:pid")
     assert first != os.getpid()
-    assert await pool.run("3", f"{HERE}:pid") == first
+    assert await pool.call("3", f"{HERE}:pid") == first
 
 
 async def test_no_child_is_started_before_it_is_needed_and_no_more_than_the_size(pool: ProcessPool) -> None:
     assert pool.pids == []
-    await asyncio.gather(*(pool.run(str(n), f"{HERE}:add", n, n) for n in range(20)))
+    await asyncio.gather(*(pool.call(str(n), f"{HERE}:add", n, n) for n in range(20)))
     assert len(pool.pids) <= 2
 
 
 async def test_large_values_pass(pool: ProcessPool) -> None:
-    assert await pool.run("1", f"{HERE}:add", "x" * 8_000_000, "y") == "x" * 8_000_000 + "y"  # type: ignore[arg-type]
+    assert await pool.call("1", f"{HERE}:add", "x" * 8_000_000, "y") == "x" * 8_000_000 + "y"  # type: ignore[arg-type]
 
 
 async def test_a_child_is_replaced_after_its_number_of_jobs() -> None:
     pool = ProcessPool(1, recycle_after=2)
-    pids = [await pool.run(str(n), f"{HERE}:pid") for n in range(4)]
+    pids = [await pool.call(str(n), f"{HERE}:pid") for n in range(4)]
     assert pids[0] == pids[1] != pids[2] == pids[3]
     await pool.close()
 
 
 async def test_exceptions_come_back_with_their_stack(pool: ProcessPool) -> None:
     with pytest.raises(InvalidInput, match="page 7") as caught:
-        await pool.run("1", f"{HERE}:fail", "page 7")
+        await pool.call("1", f"{HERE}:fail", "page 7")
     assert caught.value.code == "BAD_PAGE"
     assert isinstance(caught.value.__cause__, RemoteTraceback)
     assert "in fail" in str(caught.value.__cause__)
@@ -130,10 +130,10 @@ async def test_exceptions_come_back_with_their_stack(pool: ProcessPool) -> None:
 
 async def test_what_cannot_be_pickled_is_told_in_words(pool: ProcessPool) -> None:
     with pytest.raises(RemoteError, match="Unpicklable: ab") as caught:
-        await pool.run("1", f"{HERE}:fail_strangely")
+        await pool.call("1", f"{HERE}:fail_strangely")
     assert caught.value.type_name == "Unpicklable"
     with pytest.raises(TypeError, match="pickle"):
-        await pool.run("2", f"{HERE}:return_a_lock")
+        await pool.call("2", f"{HERE}:return_a_lock")
 
 
 @pytest.mark.parametrize(
@@ -143,18 +143,18 @@ async def test_a_dead_child_is_a_transient_error_and_is_replaced(
     pool: ProcessPool, target: str, arguments: tuple[int, ...], exit_code: int
 ) -> None:
     with pytest.raises(ProcessDied) as caught:
-        await pool.run("1", f"{HERE}:{target}", *arguments)
+        await pool.call("1", f"{HERE}:{target}", *arguments)
     assert (caught.value.exit_code, caught.value.code) == (exit_code, "PROCESS_DIED")
     assert caught.value.error_class == "transient"
-    assert await pool.run("2", f"{HERE}:add", 1, 1) == 2
+    assert await pool.call("2", f"{HERE}:add", 1, 1) == 2
 
 
 async def test_a_child_that_died_while_idle_costs_no_job(pool: ProcessPool) -> None:
-    first = await pool.run("1", f"{HERE}:pid")
+    first = await pool.call("1", f"{HERE}:pid")
     os.kill(first, signal.SIGKILL)
     child = pool._idle[0]
     await asyncio.wait_for(child.process.wait(), BOUND)
-    assert await pool.run("2", f"{HERE}:pid") != first
+    assert await pool.call("2", f"{HERE}:pid") != first
 
 
 async def test_the_child_asks_its_parent(pool: ProcessPool) -> None:
@@ -163,13 +163,13 @@ async def test_the_child_asks_its_parent(pool: ProcessPool) -> None:
             raise InvalidInput("no such page")
         return [name, args, kwargs]
 
-    assert await pool.run("1", f"{HERE}:ask", "page", call=call) == ["report", ("page",), {"pct": 50}]
+    assert await pool.call("1", f"{HERE}:ask", "page", call=call) == ["report", ("page",), {"pct": 50}]
     with pytest.raises(InvalidInput, match="no such page"):
-        await pool.run("2", f"{HERE}:ask", "bad", call=call)
+        await pool.call("2", f"{HERE}:ask", "bad", call=call)
 
 
 async def test_an_order_reaches_the_running_handler(pool: ProcessPool) -> None:
-    running = asyncio.create_task(pool.run("1", f"{HERE}:wait_for_order"))
+    running = asyncio.create_task(pool.call("1", f"{HERE}:wait_for_order"))
     while not running.done():
         pool.tell("1", "pause")
         await asyncio.sleep(0.01)
@@ -184,17 +184,17 @@ async def started(path: Path) -> None:
 
 
 async def test_stop_lets_the_handler_clean_up(pool: ProcessPool, tmp_path: Path) -> None:
-    running = asyncio.create_task(pool.run("1", f"{HERE}:sleep_and_clean", str(tmp_path / "x")))
+    running = asyncio.create_task(pool.call("1", f"{HERE}:sleep_and_clean", str(tmp_path / "x")))
     await started(tmp_path / "x")
     pool.stop("1")
     with pytest.raises(ProcessStopped):
         await asyncio.wait_for(running, BOUND)
     assert (tmp_path / "x").read_text() == "cleaned"
-    assert await pool.run("2", f"{HERE}:add", 1, 1) == 2
+    assert await pool.call("2", f"{HERE}:add", 1, 1) == 2
 
 
 async def test_stop_kills_a_handler_that_does_not_listen(pool: ProcessPool, tmp_path: Path) -> None:
-    running = asyncio.create_task(pool.run("1", f"{HERE}:never_stop", str(tmp_path / "x")))
+    running = asyncio.create_task(pool.call("1", f"{HERE}:never_stop", str(tmp_path / "x")))
     await started(tmp_path / "x")
     (pid,) = pool.pids
     pool.stop("1")
@@ -205,7 +205,7 @@ async def test_stop_kills_a_handler_that_does_not_listen(pool: ProcessPool, tmp_
 
 
 async def test_cancelling_the_task_stops_the_child(pool: ProcessPool, tmp_path: Path) -> None:
-    running = asyncio.create_task(pool.run("1", f"{HERE}:never_stop", str(tmp_path / "x")))
+    running = asyncio.create_task(pool.call("1", f"{HERE}:never_stop", str(tmp_path / "x")))
     await started(tmp_path / "x")
     (pid,) = pool.pids
     running.cancel()
@@ -220,7 +220,7 @@ async def test_cancelling_the_task_stops_the_child(pool: ProcessPool, tmp_path: 
 )
 async def test_what_cannot_be_imported_is_said_clearly(pool: ProcessPool, target: str) -> None:
     with pytest.raises(ConfigurationError, match=r"cannot be imported by another process|is not a function"):
-        await pool.run("1", target)
+        await pool.call("1", target)
 
 
 def alive(pid: int) -> bool:
@@ -237,9 +237,9 @@ def test_children_die_with_a_parent_that_is_killed() -> None:
         "from jobqueue.worker.process import ProcessPool\n"
         "async def main():\n"
         "    pool = ProcessPool(1)\n"
-        "    await pool.run('1', 'os:getpid')\n"
+        "    await pool.call('1', 'os:getpid')\n"
         "    print(*pool.pids, flush=True)\n"
-        "    await pool.run('2', 'time:sleep', 600)\n"
+        "    await pool.call('2', 'time:sleep', 600)\n"
         "asyncio.run(main())\n"
     )
     parent = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)

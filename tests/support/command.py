@@ -1,0 +1,49 @@
+"""The real command line, as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).parents[2]
+TIMEOUT = 60.0
+
+
+def command_line(*arguments: object) -> list[str]:
+    """The program and its arguments."""
+    return [sys.executable, "-m", "jobqueue", *map(str, arguments)]
+
+
+def environment(dsn: str | None = None, **variables: str) -> dict[str, str]:
+    """Ours without what would lead to another database, plus `variables`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("JOBQUEUE_", "PG"))}
+    return {**kept, **({"JOBQUEUE_DSN": dsn} if dsn is not None else {}), "COLUMNS": "200", **variables}
+
+
+def run(
+    *arguments: object, dsn: str | None = None, stdin: str = "", **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end and return its exit code, stdout and stderr."""
+    return subprocess.run(
+        command_line(*arguments),
+        cwd=REPOSITORY,
+        env=environment(dsn, **variables),
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+
+
+def start(*arguments: object, dsn: str | None = None, **options: Any) -> subprocess.Popen[str]:
+    """Start a command; stdout and stderr are pipes, `options` are those of Popen."""
+    return subprocess.Popen(
+        command_line(*arguments),
+        **{"cwd": REPOSITORY, "env": environment(dsn), "stdin": subprocess.DEVNULL, "text": True, **options},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
