@@ -12,11 +12,7 @@ if TYPE_CHECKING:
     from jobqueue.job import Channel, Job
 
 # The server compares inline data with its hash: both are about the server's own text of the jsonb.
-LOAD = """\
-select c.stage, c.data, c.reference, c.hash, c.pause_safe, c.created_at,
-    c.data is null or c.hash = encode(sha256(convert_to(c.data::text, 'UTF8')), 'hex')
-from jobqueue.checkpoint c
-where c.id = %s"""
+LOAD = "select stage, data, reference, hash, pause_safe, created_at, intact from jobqueue.last_checkpoint(%s, %s)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +46,9 @@ def sha256_of_file(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-async def load_checkpoint(channel: Channel, job: Job, number: int) -> tuple[Checkpoint | None, Problem | None]:
+async def load_checkpoint(channel: Channel, job: Job) -> tuple[Checkpoint | None, Problem | None]:
     """Return the checkpoint, or what is wrong with it."""
-    rows = await channel.rows(job, LOAD, number)
+    rows = await channel.rows(job, LOAD, job.claim.id, job.claim.claim_token)
     if not rows:
         return None, Problem(None, None, "it is missing")
     stage, data, reference, digest, pause_safe, at, intact = rows[0]

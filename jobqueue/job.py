@@ -376,7 +376,7 @@ class Job:
         """Load and verify the last checkpoint; a damaged one is reported in the job's metadata and not used."""
         if self.claim.checkpoint_id is None:
             return
-        found, problem = await load_checkpoint(self._channel, self, self.claim.checkpoint_id)
+        found, problem = await load_checkpoint(self._channel, self)
         self._checkpoint = found
         if problem is not None:
             reject(self._channel, self, problem)

@@ -11,10 +11,7 @@ from jobqueue.json_text import clean_text
 if TYPE_CHECKING:
     from jobqueue.job import Job
 
-LOAD_OUTPUT = """\
-select s.output
-from jobqueue.stage s
-where s.job_id = %s and s.name = %s and s.status = 'completed' and s.output is not null"""
+LOAD_OUTPUT = "select o from jobqueue.stage_output(%s, %s, %s) as t (o) where o is not null"
 
 
 class Stage:
@@ -45,7 +42,7 @@ class Stage:
     async def __aenter__(self) -> Stage:
         job = self._job
         if job.attempt > 1:
-            rows = await job._channel.rows(job, LOAD_OUTPUT, job.claim.id, self.name)
+            rows = await job._channel.rows(job, LOAD_OUTPUT, job.claim.id, job.claim.claim_token, self.name)
             if rows:
                 self.done, self.output = True, rows[0][0]
                 job.obey()

@@ -53,6 +53,6 @@ make_venv() {
     local python
     "$PYTHON" -m pip --version >/dev/null 2>&1 && return
     python=$(find_python) || exit 1
-    "$python" -m venv "$VENV" ||
+    "$python" -m venv --clear "$VENV" ||
         die "no virtual environment could be made; on Debian and Ubuntu: apt-get install python3-venv"
 }

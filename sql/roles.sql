@@ -58,7 +58,7 @@ grant execute on function
     jobqueue.settle(uuid, uuid[], uuid[], jsonb[], jsonb[], bigint[]),
     jobqueue.fail(uuid, uuid, jsonb, interval), jobqueue.fail_many(jsonb),
     jobqueue.snooze(uuid, uuid, interval), jobqueue.release(uuid, uuid), jobqueue.release_many(uuid[], uuid[]),
-    jobqueue.acknowledge(uuid, uuid), jobqueue.cancel_own(uuid, uuid, text), jobqueue.last_checkpoint(uuid, uuid),
+    jobqueue.acknowledge(uuid, uuid), jobqueue.cancel_own(uuid, uuid, text), jobqueue.last_checkpoint(uuid, uuid), jobqueue.stage_output(uuid, uuid, text),
     jobqueue.heartbeat(uuid, jsonb),
     jobqueue.progress(uuid, uuid, int, text, jsonb), jobqueue.stage(uuid, uuid, text, text, jsonb),
     jobqueue.checkpoint(uuid, uuid, text, jsonb, text, text, boolean), jobqueue.mark_done(uuid, uuid, text[]), jobqueue.done_keys(uuid),

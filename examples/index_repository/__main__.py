@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +17,8 @@ from examples.index_repository.git import is_url
 from jobqueue import JobqueueError, JobRecord
 
 POLL_SECONDS = 0.2
+
+Show = Callable[[JobRecord], object]
 
 console = Console(stderr=True)
 
@@ -43,29 +46,14 @@ async def _run(payload: dict[str, str]) -> JobRecord:
         sent = await app.send(index_repository, payload)
         worker = asyncio.create_task(app.run_worker(queues=[QUEUE], until_idle=True))
         try:
-            with Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TaskProgressColumn(),
-                TimeElapsedColumn(),
-                console=console,
-                disable=not console.is_terminal,
-            ) as bar:
-                task = bar.add_task("Waiting", total=100)
-                show = (
-                    _line_printer()
-                    if not console.is_terminal
-                    else lambda r: bar.update(
-                        task, completed=r.progress_pct, description=r.progress_message or r.status
-                    )
-                )
+            with _display() as show:
                 return await _follow(str(sent.id), worker, show)
         finally:
             worker.cancel()
             await asyncio.gather(worker, return_exceptions=True)
 
 
-async def _follow(job_id: str, worker: asyncio.Task[None], show: Callable[[JobRecord], object]) -> JobRecord:
+async def _follow(job_id: str, worker: asyncio.Task[None], show: Show) -> JobRecord:
     """Show the job until it has ended, or the worker has: then it waits for a retry, or the worker failed."""
     while True:
         alone = worker.done()
@@ -79,16 +67,32 @@ async def _follow(job_id: str, worker: asyncio.Task[None], show: Callable[[JobRe
         await asyncio.wait([worker], timeout=POLL_SECONDS)
 
 
-def _line_printer() -> Callable[[JobRecord], object]:
+@contextlib.contextmanager
+def _display() -> Iterator[Show]:
+    """A bar on a terminal, else a line for every change."""
+    if not console.is_terminal:
+        yield _line_printer()
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task("waiting", total=100)
+        yield lambda record: bar.update(task, completed=record.progress_pct, description=_text_of(record))
+
+
+def _line_printer() -> Show:
     printed: list[str] = [""]
 
     def show(record: JobRecord) -> None:
-        line = f"{record.progress_pct:3d} % {record.progress_message or record.current_stage or record.status}"
+        line = f"{record.progress_pct:3d} % {_text_of(record)}"
         if line != printed[0]:
             printed[0] = line
             console.print(line, markup=False, highlight=False)
 
     return show
+
+
+def _text_of(record: JobRecord) -> str:
+    return record.progress_message or record.current_stage or record.status
 
 
 def _report(record: JobRecord) -> int:

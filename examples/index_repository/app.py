@@ -62,14 +62,17 @@ async def index_repository(job: Job, payload: IndexRepository) -> Totals:
     Raises InvalidInput if there is no such repository or ref. A file that cannot be parsed is no error: it is noted.
     """
     dsn = await asyncio.to_thread(app.resolve_dsn)
-    async with AsyncExitStack() as stack:
-        store = await stack.enter_async_context(open_store(dsn, job.id))
-        source, repository = await _resolve(job, payload, store, stack)
-        entries = await _list(job, source)
-        async with job.stage("index"):
-            await _index(job, payload, store, source, repository, entries)
+    async with open_store(dsn, job.id) as store:
+        # The checkout ends before the job does: a temporary copy is gone when the job is completed.
+        async with AsyncExitStack() as stack:
+            source, repository = await _resolve(job, payload, store, stack)
+            entries = await _list(job, source)
+            async with job.stage("index"):
+                await _index(job, payload, store, source, repository, entries)
         async with job.stage("finish"):
             totals = await store.totals(source.commit)
+            found = f"{totals['files_indexed']} files, {totals['symbols_extracted']} symbols"
+            await job.progress(len(entries), len(entries), f"Indexed {found}", pct=INDEX_TO_PCT)
         job.stats.update(totals)
         async with job.transaction(totals) as connection:
             await publish(connection, repository, job.id, source.commit)

@@ -192,20 +192,6 @@ def delete(job_id: str, dsn: str | None, reason: str, output: str) -> None:
     _act(dsn, "delete", job_id, reason, output)
 
 
-@group.command()
-@_job
-@dsn_option
-@output_option
-def explain(job_id: str, dsn: str | None, output: str) -> None:
-    """Say why a job is not running, or why it ended as it did, and what to do."""
-    from jobqueue.cli.session import rows_of, session
-    from jobqueue.client import as_job_id
-
-    with session(dsn) as connection:
-        rows = rows_of(connection, "select * from jobqueue.explain(%s)", (as_job_id(job_id),))
-    emit_rows(rows, ("reason", "detail", "what_to_do"), output)
-
-
 def _act(dsn: str | None, action: Action, job_id: str, reason: str, output: str, **arguments: Any) -> None:
     from jobqueue.cli.session import as_actor, session
     from jobqueue.client import act, as_job_id, blocking

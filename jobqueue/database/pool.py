@@ -129,6 +129,8 @@ async def open_pool(
         max_size=max_size,
         configure=_configure,
         name=application_name,
+        # its own default grows to five minutes between attempts
+        reconnect_timeout=5.0,
         open=False,
     )
     try:

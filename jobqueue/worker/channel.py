@@ -18,7 +18,7 @@ import psycopg
 from psycopg import sql
 
 from jobqueue.connections import Connections
-from jobqueue.errors import translate
+from jobqueue.errors import JobqueueError, translate
 from jobqueue.worker.held import Held
 from jobqueue.worker.resilience import Backoff
 
@@ -114,29 +114,47 @@ class WorkerChannel:
 
     async def rows(self, job: Job, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """Run a query with this channel's connections."""
-        return await self._query(sql.SQL(query), parameters)  # type: ignore[arg-type]
+        return await self._query(query.encode(), parameters)
 
     def blocking(self, awaitable: Coroutine[Any, Any, T]) -> T:
         """From a thread: run on the worker's loop, and wait."""
         return asyncio.run_coroutine_threadsafe(awaitable, self._loop).result()
 
-    async def flush(self, id: str | None = None) -> None:
-        """Send the progress of one job, or of all, now."""
-        if id is not None and id not in self._reports:
-            return
-        reports = [self._reports.pop(id)] if id is not None else list(self._reports.values())
-        if id is None:
-            self._reports.clear()
-        # Ended meanwhile: its last word is in its result.
-        reports = [report for report in reports if not getattr(self._held.get(report["id"]), "settled", True)]
-        if not reports:
-            return
-        with translate():
-            orders = await self._query(sql.SQL(REPORT), (self._worker_id, json.dumps(reports)))
-        if orders:
-            self._deliver([(row[0], row[1]) for row in orders])
+    def has_report(self, id: str) -> bool:
+        """Whether progress of this job waits to be sent."""
+        return id in self._reports
 
-    async def _query(self, query: sql.Composable, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    async def flush(self, id: str | None = None) -> None:
+        """Send the progress of one job, or of all, now. Raises what the database says of one job's progress."""
+        if id is not None:
+            report = self._reports.pop(id, None)
+            if report is not None:
+                await self._send([report])
+            return
+        reports = list(self._reports.values())
+        self._reports.clear()
+        # Ended meanwhile: its last word is written already.
+        reports = [report for report in reports if not getattr(self._held.get(report["id"]), "settled", True)]
+        try:
+            await self._send(reports)
+        except JobqueueError:
+            # One of them was refused (metadata too large, …): the others must not suffer.
+            for report in reports:
+                await self._send_alone(report)
+
+    async def _send(self, reports: list[dict[str, Any]]) -> None:
+        if reports:
+            orders = await self._query(sql.SQL(REPORT), (self._worker_id, json.dumps(reports)))
+            if orders:
+                self._deliver([(row[0], row[1]) for row in orders])
+
+    async def _send_alone(self, report: dict[str, Any]) -> None:
+        try:
+            await self._send([report])
+        except JobqueueError as error:
+            logger.warning("progress of job %s was refused: %s", report["id"], error)
+
+    async def _query(self, query: sql.SQL | sql.Composed | bytes, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
         """Run one statement; a lost connection is tried again with another one, for about 20 seconds."""
         backoff = Backoff()
         for attempt in range(15):

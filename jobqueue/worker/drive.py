@@ -13,7 +13,9 @@ from typing import Any
 
 
 @types.coroutine
-def drive(coroutine: Coroutine[Any, Any, Any], context: Context, suspended: Callable[[], None]) -> Generator[Any, Any, Any]:
+def drive(
+    coroutine: Coroutine[Any, Any, Any], context: Context, suspended: Callable[[], None]
+) -> Generator[Any, Any, Any]:
     """Run a coroutine in a context, within the current task; `suspended` is called when it waits for the first time."""
     try:
         awaited = context.run(coroutine.send, None)

@@ -29,7 +29,7 @@ from jobqueue.errors import HandlerError, Retry
 
 if TYPE_CHECKING:
     from jobqueue.handlers import Handler
-    from jobqueue.job import Job
+    from jobqueue.job import Claim, Job
 
 HEADER = struct.Struct("!Q")
 STOP_GRACE = 5.0
@@ -133,7 +133,7 @@ class ProcessPool:
 
         try:
             text, job._stats, job._settled = await self.call(
-                attempt, RUN_JOB, handler.reference, job.claim, channel.connections.dsn, call=answer
+                attempt, RUN_JOB, handler.reference, _portable_claim(job.claim), channel.connections.dsn, call=answer
             )
         finally:
             forwarding.cancel()
@@ -279,7 +279,7 @@ async def _spawn() -> _Child:
             # The child must find the same modules, also those that only this process's path leads to.
             env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
             # Ctrl-C in a terminal is for the worker, which lets its jobs finish.
-            process_group=0,
+            start_new_session=True,
         )
     except OSError as error:
         ours.close()
@@ -288,6 +288,11 @@ async def _spawn() -> _Child:
         theirs.close()
     reader, writer = await asyncio.open_unix_connection(sock=ours)
     return _Child(process, reader, writer)
+
+
+def _portable_claim(claim: Claim) -> Claim:
+    """JSON that was not decoded yet is a view of the answer that it came in, which cannot be pickled."""
+    return type(claim)._make(bytes(value) if isinstance(value, memoryview) else value for value in claim)
 
 
 def portable(error: BaseException) -> BaseException:

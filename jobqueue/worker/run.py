@@ -140,6 +140,8 @@ class Runner:
         context = copy_context()
         try:
             result = await drive(context.run(handler.invoke, job), context, self.spawn)
+            if self._channel.has_report(held.id):
+                await self._last_word(held)
             if job.settled:
                 self._settler.forget(held)
             else:
@@ -164,6 +166,9 @@ class Runner:
             else:
                 self.spawn()
                 result = await self._in_thread(context.run, handler.invoke_batch, batch)
+            for held in jobs:
+                if self._channel.has_report(held.id):
+                    await self._last_word(held)
             self._settle_batch(handler, jobs, result)
         except BaseException as error:
             await self._ended_badly(jobs, error, task)
@@ -205,6 +210,8 @@ class Runner:
             else:
                 assert self._processes is not None
                 text = await self._processes.run(handler, job)
+            if self._channel.has_report(held.id):
+                await self._last_word(held)
             if job.settled:
                 self._settler.forget(held)
             else:
@@ -248,7 +255,7 @@ class Runner:
             self.end(held, error)
 
     async def _save_keys(self, held: Held) -> None:
-        """What a handler has done and not saved yet is saved before its attempt ends, unless that takes too long."""
+        """What a handler has done and said and not saved yet is saved before its attempt ends, unless that takes too long."""
         if held.job is None or held.stop in (Stop.LOST, Stop.FENCED):
             return
         try:
@@ -256,15 +263,22 @@ class Runner:
                 await held.job.flush()
         except Exception as error:
             logger.warning("job %s: the last done keys were not saved: %s", held.id, error)
+        await self._last_word(held)
+
+    async def _last_word(self, held: Held) -> None:
+        """The latest progress of a job is always sent, before its end is."""
+        try:
+            async with asyncio.timeout(GRACE_SECONDS):
+                await self._channel.flush(held.id)
+        except Exception as error:
+            logger.warning("job %s: its last progress was not stored: %s", held.id, error)
 
     def end(self, held: Held, error: BaseException | None) -> None:
         """Settle an attempt that did not complete: by what stopped it, else by what its handler raised."""
         stop, job = held.stop, held.job
         if held.settled:
             return
-        if job is not None and job.settled:
-            self._settler.forget(held)
-        elif stop in (Stop.LOST, Stop.FENCED) or isinstance(error, LeaseLost):
+        if (job is not None and job.settled) or stop in (Stop.LOST, Stop.FENCED) or isinstance(error, LeaseLost):
             self._settler.forget(held)
         elif stop is Stop.RELEASE:
             self._settler.release(held)

@@ -220,7 +220,11 @@ class Settler:
         spoiled = Batch()
         for held in batch.held():
             text = f"{type(error).__name__}: {error.diag.message_primary or error}"
-            problem = {"class": "permanent", "code": "RESULT_INVALID", "message": text.encode("ascii", "replace").decode()}
+            problem = {
+                "class": "permanent",
+                "code": "RESULT_INVALID",
+                "message": text.encode("ascii", "replace").decode(),
+            }
             if batch.failed and batch.failed[0][1].get("code") == "RESULT_INVALID":
                 logger.error("the end of job %s cannot be written; its lease will run out: %s", held.id, text)
                 spoiled.forgotten.append(held)
@@ -276,9 +280,7 @@ class Settler:
             if outcome == "lost":
                 logger.warning("job %s was lost before it failed", id, extra={"event": "job.lost", "job_id": id})
 
-    async def _one(
-        self, connection: AsyncConnection[Any], query: LiteralString, held: Held, *more: str
-    ) -> None:
+    async def _one(self, connection: AsyncConnection[Any], query: LiteralString, held: Held, *more: str) -> None:
         self.statements += 1
         try:
             await connection.execute(query, (held.id, held.token, *more))

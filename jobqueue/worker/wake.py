@@ -69,7 +69,7 @@ $$
 TRY_DOOR = "select hashtext(%s), pg_try_advisory_lock(27250, hashtext(%s))"
 ARM = """
     select q.number, pg_advisory_lock_shared(27249, q.number)
-    from jobqueue.queue q where %(queues)s::text[] is null or q.name = any (%(queues)s) order by q.number
+    from jobqueue.queue_names() q where %(queues)s::text[] is null or q.name = any (%(queues)s) order by q.number
 """
 DISARM = "select pg_advisory_unlock_shared(27249, n) from unnest(%s::int[]) n"
 LISTEN = f"listen {CHANNEL}"

@@ -1,11 +1,11 @@
 """The worker: one asyncio loop that claims, runs and settles, and a thread that proves that it lives.
 
-    claim ──► line of ready jobs ──► runners ──► settle
-      ▲             (prefetch)        │  ▲          │
-      └── room ◄──────────────────────┘  └─ orders ─┴── heartbeat thread (leases, cancel, pause, lost, drain)
+claim ──► line of ready jobs ──► runners ──► settle
+  ▲             (prefetch)        │  ▲          │
+  └── room ◄──────────────────────┘  └─ orders ─┴── heartbeat thread (leases, cancel, pause, lost, drain)
 
-    starting ──► working ──► draining ──► stopped          fenced: while no heartbeat succeeds, nothing is claimed
-                    ▲ └► quiet (SIGUSR1)
+starting ──► working ──► draining ──► stopped          fenced: while no heartbeat succeeds, nothing is claimed
+                ▲ └► quiet (SIGUSR1)
 """
 
 from __future__ import annotations
@@ -171,9 +171,7 @@ class Worker:
         )  # fmt: skip
 
     async def _register(self) -> None:
-        connection = await connect_async(
-            self._dsn, "jobqueue worker", pooler=self._pooler, timeout=self._start_timeout
-        )
+        connection = await connect_async(self._dsn, "jobqueue worker", pooler=self._pooler, timeout=self._start_timeout)
         async with connection:
             await check_schema_async(connection)
             info = {

@@ -22,7 +22,7 @@ class ChildFailed(RuntimeError):
 
 
 class Child:
-    """`python -m benchmarks.<module> '<json>'`; use it as a context manager, so that it never outlives the measurement."""
+    """`python -m benchmarks.<module> '<json>'`; a context manager, so that it never outlives the measurement."""
 
     def __init__(self, module: str, arguments: Mapping[str, Any]) -> None:
         path = os.pathsep.join([str(SCRIPTS), str(SCRIPTS.parent), os.environ.get("PYTHONPATH", "")])
@@ -100,7 +100,7 @@ def run_together(module: str, arguments: Sequence[Mapping[str, Any]], timeout: f
             child.__exit__(None, None, None)
 
 
-# -- the child's side ---------------------------------------------------------------------------------------------------
+# -- the child's side --------------------------------------------------------------------------------------------------
 
 
 def arguments() -> dict[str, Any]:

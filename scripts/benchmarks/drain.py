@@ -1,4 +1,4 @@
-"""P1 and P2: how fast worker processes finish what waits, right after ANALYZE and on a table that never had statistics."""
+"""P1 and P2: how fast worker processes finish what waits, right after ANALYZE and on a table without statistics."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ TUNED = (
 def run(place: Place, *, jobs: int, runs: int, processes: int, tuned: bool, profile: str | None = None) -> Report:
     """Measure `runs` times: each variant in each state, every one beside the raw limit of the same moment.
 
-    With more than one process, one process is measured too: P2 is their ratio. `profile`: a file for the cProfile of the
-    last default worker.
+    With more than one process, one process is measured too: P2 is their ratio. `profile`: a file for the cProfile of
+    the last default worker.
     """
     variants = (DEFAULT, *TUNED) if tuned else (DEFAULT,)
     facts = {"jobs": jobs, "runs": runs, "processes": processes, **describe_server(place.dsn)}
@@ -117,11 +117,11 @@ def _comparisons(
     with_statistics, without = ([one.rate for one in drained[variant, state, 1]] for state in STATES)
     ratios = [b / a for a, b in zip(with_statistics, without, strict=True)]
     bars = (Bar(0.9, of="median"), Bar(1.1, at_most=True, of="median"))
-    rows.append(Row(f"{variant.name}: no statistics ÷ analyzed", "×", ratios, bars=bars))
+    rows.append(Row(f"{variant.name}: no statistics ÷ analyzed", "ratio", ratios, bars=bars))
     for count in counts[1:]:
         for state in STATES:
             pairs = zip(drained[variant, state, count], drained[variant, state, 1], strict=True)
             ratios = [many.rate / one.rate for many, one in pairs]
             name = f"{variant.name}: {count} processes ÷ 1, {state}"
-            rows.append(Row(name, "×", ratios, bars=(Bar(1.0, of="median"),)))
+            rows.append(Row(name, "ratio", ratios, bars=(Bar(1.0, of="median"),)))
     return rows

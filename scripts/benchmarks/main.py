@@ -24,7 +24,9 @@ def common(jobs: int) -> Callable[[F], F]:
     options = [
         click.option("--jobs", type=click.IntRange(1), default=jobs, show_default=True, help="Jobs per measurement."),
         click.option("--runs", type=click.IntRange(1), default=3, show_default=True, help="Medians of so many runs."),
-        click.option("--dsn", metavar="DSN", help="A server to measure; its role may create databases.  [default: our own]"),
+        click.option(
+            "--dsn", metavar="DSN", help="A server to measure; its role may create databases.  [default: our own]"
+        ),
         click.option("--output", type=click.Path(dir_okay=False, path_type=Path), help="Write the results as JSON."),
     ]
 
@@ -70,13 +72,13 @@ def drain(
 
 @main.command()
 @common(20_000)
-@click.option("--singles", type=click.IntRange(8), default=3000, show_default=True, help="Single sends per measurement.")
+@click.option(
+    "--singles", type=click.IntRange(8), default=3000, show_default=True, help="Single sends per measurement."
+)
 @click.option("--idle", type=click.IntRange(1), default=10, show_default=True, help="Idle workers that listen.")
 def enqueue(jobs: int, runs: int, dsn: str | None, output: Path | None, singles: int, idle: int) -> None:
     """P3: bulk and single sends."""
-    measure(
-        dsn, output, lambda place: enqueue_benchmark.run(place, jobs=jobs, runs=runs, singles=singles, idle=idle)
-    )
+    measure(dsn, output, lambda place: enqueue_benchmark.run(place, jobs=jobs, runs=runs, singles=singles, idle=idle))
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""Where a benchmark runs: a server with default durability, and a fresh database with the schema for every measurement."""
+"""Where a benchmark runs: a server with default durability, and a fresh database for every measurement."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class Place:
 def open_place(dsn: str | None, *, statements: bool = False) -> Iterator[Place]:
     """Yield the server that `dsn` names, or an ephemeral one of our own.
 
-    `statements`: load pg_stat_statements. A server that is named must have it loaded itself, and its role must be allowed
-    to create databases.
+    `statements`: load pg_stat_statements. A server that is named must have it loaded itself, and its role must be
+    allowed to create databases.
     """
     if dsn is not None:
         with _template(dsn) as place:

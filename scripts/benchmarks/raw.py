@@ -1,7 +1,7 @@
 """The raw SQL limit: a minimal table, claimed and completed in batches by one psycopg client that does nothing else.
 
-The statements are as good as we could make them: rows are found once through a partial index that a completion does not
-touch, joined by their place in the table, with planner settings that keep the plan the same with and without statistics.
+The statements are as good as we could make them: rows are found once through a partial index that a completion does
+not touch, joined by their place in the table, with planner settings that keep one plan with and without statistics.
 Ids stay text and payloads stay JSON text: a limit decodes nothing.
 """
 

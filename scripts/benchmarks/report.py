@@ -1,4 +1,4 @@
-"""What was measured: medians over the runs, beside each the limit of the same run and the median of the ratios of the pairs."""
+"""What was measured: medians over the runs, the limits of the same runs, and the median of the ratios of the pairs."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Bar:
 
     def __str__(self) -> str:
         sign = "≤" if self.at_most else "≥"
-        return f"{sign} {self.bound:g}" + (" × limit" if self.of == "ratio" else "")
+        return f"{sign} {self.bound:g}" + (" of limit" if self.of == "ratio" else "")
 
     def is_met(self, figure: float) -> bool:
         """Whether a figure reaches the bar."""

@@ -1,8 +1,8 @@
 """The worker that is measured: a real one, in a process of its own, with the settings of a plain installation.
 
 Given as JSON: `dsn`; `until_idle`; `concurrency` (null: default); `tuned`: with uvloop and orjson, which a plain
-installation does not have; `batch`: jobs per call of a batch handler (0: one job per call); `latency`: answer the seconds
-from the payload's `t` to the start of the handler; `profile`: a file for cProfile.
+installation does not have; `batch`: jobs per call of a batch handler (0: one job per call); `latency`: answer the
+seconds from the payload's `t` to the start of the handler; `profile`: a file for cProfile.
 """
 
 from __future__ import annotations
@@ -13,20 +13,17 @@ import cProfile
 import sys
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.children import answer, arguments, say_ready, wait_for_word
 from benchmarks.payloads import QUEUE
-
-if TYPE_CHECKING:
-    from jobqueue import App, Job
-    from jobqueue.worker.worker import Worker
+from jobqueue import App, Job
+from jobqueue.telemetry.log import configure_logging
+from jobqueue.worker.worker import Worker
 
 
 def make_app(dsn: str, batch: int, delays: list[float] | None) -> App:
     """An application with one handler that does nothing, or that notes how long its job was under way."""
-    from jobqueue import App, Job
-
     app = App(dsn)
     if delays is not None:
 
@@ -81,9 +78,6 @@ def main() -> None:
         # The extra `fast` is for those who ask for it: importing it must fail, as it does without it.
         for name in ("orjson", "uvloop"):
             sys.modules[name] = None  # type: ignore[assignment]
-    import jobqueue.worker.worker  # noqa: F401
-    from jobqueue.telemetry.log import configure_logging
-
     configure_logging("info", "auto")
     delays: list[float] | None = [] if given["latency"] else None
     app = make_app(given["dsn"], given["batch"], delays)

@@ -57,7 +57,8 @@ begin
         select e from jsonb_array_elements(jobs) e
         where e ?| array['pct', 'message', 'data'] order by e ->> 'id'
     loop
-        perform store_progress((beat ->> 'id')::uuid, (beat ->> 'token')::uuid, least(greatest((beat ->> 'pct')::numeric, 0), 100)::int, beat ->> 'message',
+        perform store_progress((beat ->> 'id')::uuid, (beat ->> 'token')::uuid, 
+            case when beat ->> 'pct' is not null then least(greatest((beat ->> 'pct')::numeric, 0), 100)::int end, beat ->> 'message',
             nullif(beat -> 'data', 'null'));
     end loop;
     return query

@@ -13,7 +13,8 @@ declare
     total bigint := to_bigint(_data -> 'total', 'total');
     ends timestamptz := to_time(_data -> 'estimated_completion', 'estimated_completion');
     rest jsonb := nullif(_data - array['done', 'total', 'substage', 'estimated_completion'], '{}');
-    pct int := least(greatest(_pct, 0), 100);
+    -- least and greatest pass over null
+    pct int := case when _pct is not null then least(greatest(_pct, 0), 100) end;
     message text := clean_text(_message, 2000);
     changed boolean;
 begin
@@ -241,4 +242,16 @@ begin
         join checkpoint c on c.id = j.checkpoint_id
         where j.id = last_checkpoint.id and j.claim_token = last_checkpoint.token and j.status = 'processing';
 end
+$$;
+
+-- stage_output: what a stage of a claimed job kept in an earlier attempt; null if nothing.
+create or replace function jobqueue.stage_output(id uuid, token uuid, stage text)
+returns jsonb
+language sql stable security definer
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+    select s.output
+    from job j
+    join stage s on s.job_id = j.id and s.name = stage_output.stage
+    where j.id = stage_output.id and j.claim_token = stage_output.token and j.status = 'processing'
 $$;

@@ -62,6 +62,8 @@ begin
             stages = excluded.stages, pausable = excluded.pausable, registered_at = now()
         where (k.queue, k.label, k.options, k.stages, k.pausable)
             is distinct from (excluded.queue, excluded.label, excluded.options, excluded.stages, excluded.pausable);
+        -- made here, so that no producer makes it in a long transaction while the others wait for its name
+        insert into queue (name) values (coalesce(t ->> 'queue', t ->> 'name')) on conflict (name) do nothing;
     end loop;
 end
 $$;

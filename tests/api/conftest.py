@@ -12,7 +12,7 @@ import pytest
 from starlette.applications import Starlette
 
 from jobqueue.api import create_app
-from jobqueue.settings import Settings
+from jobqueue.settings import load_settings
 from tests.support.server import value
 
 
@@ -21,8 +21,8 @@ async def serving(
     dsn: str, settings: dict[str, Any] | None = None, **options: Any
 ) -> AsyncIterator[httpx2.AsyncClient]:
     """A client of an application that has been started; `client.app` is the application."""
-    given = Settings(dsn=dsn, start_timeout=10.0, **(settings or {}))
-    app = create_app(given, dsn=dsn, **options)
+    given = load_settings(dsn=dsn, start_timeout=10.0, **(settings or {}))
+    app = create_app(given, **options)
     transport = httpx2.ASGITransport(app=app)
     async with app.router.lifespan_context(app):
         async with httpx2.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:

@@ -141,7 +141,7 @@ async def test_no_parameter_is_known_where_none_is_documented(client: httpx2.Asy
 
 @pytest.mark.parametrize("key", ['"', "a" * 256, "a b", '"a"b"', "café"])
 async def test_an_unreadable_idempotency_key_is_400(client: httpx2.AsyncClient, key: str) -> None:
-    answer = await client.post("/jobs", json={"queue": "q"}, headers={"Idempotency-Key": key.encode("latin-1")})
+    answer = await client.post("/jobs", json={"queue": "q"}, headers={b"Idempotency-Key": key.encode("latin-1")})
     assert answer.status_code == 400
 
 

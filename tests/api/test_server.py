@@ -68,9 +68,9 @@ async def test_without_the_schema_it_does_not_start(empty_dsn: str) -> None:
 
 async def test_a_server_without_a_lifespan_may_use_it(dsn: str, connection: Connection) -> None:
     from jobqueue.api import create_app
-    from jobqueue.settings import Settings
+    from jobqueue.settings import load_settings
 
-    app = create_app(Settings(), dsn=dsn)
+    app = create_app(load_settings(dsn=dsn))
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url="http://test") as client:
         assert (await client.get("/readyz")).status_code == 200
     await app.state.services.database.close()

@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
+import pytest
 from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
@@ -93,20 +94,18 @@ class Engine:
         places = ["%s"] * len(arguments) + [f"{name} => %s" for name in named]
         return self.value(f"select jobqueue.{function}({', '.join(places)})", *arguments, *named.values())
 
-    def refused(self, attempt: Callable[[], Any]) -> Refusal:
-        """The refusal that an attempt meets; it fails the test if nothing was refused, or with an error of another kind."""
-        try:
-            attempt()
-        except psycopg.Error as error:
-            assert error.sqlstate is not None
-            assert error.sqlstate.startswith("JQ"), f"{error.sqlstate}: {error}"
-            return Refusal(
-                error.sqlstate,
-                error.diag.message_primary or "",
-                error.diag.message_hint or "",
-                json.loads(error.diag.message_detail or "{}"),
-            )
-        raise AssertionError("it was not refused")
+    def refused(self, attempt: Callable[..., Any], *arguments: Any, **named: Any) -> Refusal:
+        """The refusal that an attempt meets; the test fails without one, or with an error of another kind."""
+        with pytest.raises(psycopg.Error) as caught:
+            attempt(*arguments, **named)
+        error = caught.value
+        assert (error.sqlstate or "").startswith("JQ"), f"{error.sqlstate}: {error}"
+        return Refusal(
+            error.sqlstate or "",
+            error.diag.message_primary or "",
+            error.diag.message_hint or "",
+            json.loads(error.diag.message_detail or "{}"),
+        )
 
     @contextmanager
     def undone(self) -> Iterator[None]:
@@ -131,7 +130,9 @@ class Engine:
         assert found["created"], found
         return UUID(str(found["id"]))
 
-    def claim(self, max_jobs: int = 1, queue: str | list[str] = "q", worker: UUID = WORKER, **options: Any) -> list[Claim]:
+    def claim(
+        self, max_jobs: int = 1, queue: str | list[str] = "q", worker: UUID = WORKER, **options: Any
+    ) -> list[Claim]:
         """Claim jobs of one queue or several."""
         queues = [queue] if isinstance(queue, str) else queue
         rows = self.rows("select * from jobqueue.claim(%s, %s, %s, %s)", queues, worker, max_jobs, options)
@@ -147,7 +148,8 @@ class Engine:
     def prefetch(self, max_jobs: int, start: int, queue: str = "q", suspects: int | None = None) -> list[Row]:
         """Claim as the Python worker does: only the first `start` jobs start at once."""
         return self.rows(
-            "select * from jobqueue.claim_queue(%s, %s, '{-2147483648}', '{0}', '{2147483647}', null, %s, %s, %s, null)",
+            "select * from jobqueue.claim_queue(%s, %s, '{-2147483648}', '{0}', '{2147483647}', null, "
+            "%s, %s, %s, null)",
             queue,
             WORKER,
             max_jobs,
@@ -184,7 +186,8 @@ class Engine:
         return UUID(
             str(
                 self.value(
-                    "insert into jobqueue.job (queue, job_type, status, unfinished_parents) values (%s, %s, 'blocked', 1) "
+                    "insert into jobqueue.job (queue, job_type, status, unfinished_parents) values (%s, %s, "
+                    "'blocked', 1) "
                     "returning id",
                     queue,
                     queue,
@@ -204,7 +207,9 @@ class Engine:
 
     def make_due(self, job: UUID) -> None:
         """The time of a waiting job has come."""
-        self.run("update jobqueue.job set wait_until = now() - interval '1 ms' where id = %s and wait_until is not null", job)
+        self.run(
+            "update jobqueue.job set wait_until = now() - interval '1 ms' where id = %s and wait_until is not null", job
+        )
         self.value("select promoted from jobqueue.promote(100)")
 
     # what is stored

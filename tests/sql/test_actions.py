@@ -52,20 +52,23 @@ def test_actions_are_allowed_by_status(engine: Engine, status: str) -> None:
     job = engine.in_status(status)
     rows = engine.rows("select * from jobqueue.actions(%s)", job)
     assert {row["action"] for row in rows} == set(CALLS)
-    assert {row["action"] for row in rows if row["allowed"]} == ALLOWED[status] == set(engine.call("allowed_actions", job))
+    assert (
+        {row["action"] for row in rows if row["allowed"]} == ALLOWED[status] == set(engine.call("allowed_actions", job))
+    )
     assert all((row["reason"] is None) == row["allowed"] for row in rows)
     before = engine.job(job)
+    audited = engine.audit(job)
     for action in CALLS:
         with engine.undone():
             if action in ALLOWED[status]:
                 act(engine, action, job)
-                assert [line["action"] for line in engine.audit(job)] == [action]
+                assert [line["action"] for line in engine.audit(job)[len(audited) :]] == [action]
             elif (status, action) in ALREADY:
                 assert act(engine, action, job) == status
                 assert engine.job(job) == before
-                assert engine.audit(job) == []
+                assert engine.audit(job) == audited
             else:
-                refusal = engine.refused(lambda action=action: act(engine, action, job))
+                refusal = engine.refused(act, engine, action, job)
                 assert (refusal.sqlstate, refusal.code) == ("JQ409", "INVALID_TRANSITION")
                 assert refusal.detail["status"] == status
                 assert set(refusal.detail["allowed"]) == ALLOWED[status]
@@ -135,7 +138,9 @@ def test_a_request_to_pause_can_become_one_to_cancel_but_not_the_other_way_round
 
 def test_a_running_job_is_paused_only_if_its_type_or_last_checkpoint_allows_it(engine: Engine) -> None:
     claim = engine.claimed()
-    assert "neither its job_type nor its last checkpoint" in engine.refused(lambda: act(engine, "pause", claim.id)).message
+    assert (
+        "neither its job_type nor its last checkpoint" in engine.refused(lambda: act(engine, "pause", claim.id)).message
+    )
     engine.call("checkpoint", claim.id, claim.token, "risky", pause_safe=False)
     assert engine.view(claim.id)["pausable"] is False
     engine.run("insert into jobqueue.job_type (name, pausable) values ('q', true)")

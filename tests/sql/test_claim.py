@@ -14,7 +14,12 @@ from tests.sql.engine import WORKER, Engine
 def test_a_claim_makes_a_job_processing_with_a_token_a_lease_and_a_counted_attempt(engine: Engine) -> None:
     claim = engine.claimed(payload={"n": 1})
     row = engine.job(claim.id)
-    assert (row["status"], row["attempt"], row["claim_token"], row["worker_id"]) == ("processing", 1, claim.token, WORKER)
+    assert (row["status"], row["attempt"], row["claim_token"], row["worker_id"]) == (
+        "processing",
+        1,
+        claim.token,
+        WORKER,
+    )
     assert row["lease_until"] - row["started_at"] == timedelta(seconds=30)
     assert engine.view(claim.id)["alive"] is True
     assert (claim.row["status"], claim.row["payload"], claim.row["timeout"]) == ("processing", {"n": 1}, 900)
@@ -42,7 +47,9 @@ def test_never_more_than_asked_and_nothing_twice(engine: Engine) -> None:
 
 
 def test_several_queues_are_one_line_by_priority(engine: Engine) -> None:
-    order = [engine.send(queue, priority=priority) for queue, priority in [("a", 3), ("b", 2), ("a", 1), ("c", 0), ("b", -1)]]
+    order = [
+        engine.send(queue, priority=priority) for queue, priority in [("a", 3), ("b", 2), ("a", 1), ("c", 0), ("b", -1)]
+    ]
     claims = engine.claim(4, ["c", "b", "a", "unknown", "a"])
     assert [claim.id for claim in claims] == order[:4]
     assert [claim.id for claim in engine.claim(4, ["a", "b", "c"])] == order[4:]
@@ -79,7 +86,10 @@ def test_an_unknown_worker_is_registered_by_its_claim(engine: Engine) -> None:
 
 def test_four_concurrent_claimers_never_claim_a_job_twice(engine: Engine) -> None:
     sent = 2000
-    engine.run("select jobqueue.send('q', to_jsonb(n), jsonb_build_object('priority', n %% 5)) from generate_series(1, %s) n", sent)
+    engine.run(
+        "select jobqueue.send('q', to_jsonb(n), jsonb_build_object('priority', n %% 5)) from generate_series(1, %s) n",
+        sent,
+    )
 
     def consume(mine: Engine) -> list[UUID]:
         found: list[UUID] = []
@@ -184,7 +194,10 @@ def test_the_sweep_takes_what_lies_below_a_floor_and_nothing_else(engine: Engine
     jobs = [engine.send() for _ in range(6)]
     seqs = [engine.job(job)["ready_seq"] for job in jobs]
     found = engine.values(
-        "select id from jobqueue.claim_queue('q', %s, '{0}', %s, null, %s, 10, 10, 0, null)", WORKER, [seqs[1]], [seqs[4]]
+        "select id from jobqueue.claim_queue('q', %s, '{0}', %s, null, %s, 10, 10, 0, null)",
+        WORKER,
+        [seqs[1]],
+        [seqs[4]],
     )
     assert found == jobs[1:4]
 
@@ -206,3 +219,9 @@ def test_the_bounds_of_the_snapshot_say_which_transactions_have_ended(engine: En
         mine = int(rival.value("select pg_current_xact_id()::text"))
         assert engine.row("select * from jobqueue.snapshot_bounds()")["xmin"] <= mine
     assert engine.row("select * from jobqueue.snapshot_bounds()")["xmin"] > mine
+
+
+def test_a_worker_of_all_queues_asks_for_their_names(engine: Engine) -> None:
+    for queue in ("b", "a"):
+        engine.send(queue)
+    assert engine.values("select name from jobqueue.queue_names()") == ["a", "b"]

@@ -130,7 +130,9 @@ def test_any_other_end_of_an_attempt_resets_the_count_of_lost_workers(engine: En
 
 
 @pytest.mark.parametrize(("action", "status"), [("cancel", "cancelled"), ("pause", "paused")])
-def test_an_attempt_that_fails_while_something_was_asked_ends_as_asked(engine: Engine, action: str, status: str) -> None:
+def test_an_attempt_that_fails_while_something_was_asked_ends_as_asked(
+    engine: Engine, action: str, status: str
+) -> None:
     claim = engine.claimed()
     engine.call("checkpoint", claim.id, claim.token, "safe")
     engine.call(action, claim.id, "because I say so")

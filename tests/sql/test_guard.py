@@ -51,7 +51,7 @@ def test_a_consistent_update_by_hand_outside_the_table_is_refused(engine: Engine
     before = engine.job(job)
     for new in targets(OUTSIDE, old):
         update = f"update jobqueue.job set status = %s, {BY_HAND[new]} where id = %s"
-        refusal = engine.refused(lambda update=update, new=new: engine.run(update, new, job))
+        refusal = engine.refused(engine.run, update, new, job)
         assert (refusal.sqlstate, refusal.code) == ("JQ409", "INVALID_TRANSITION")
         assert f"from {old} to {new}" in refusal.message
         assert (refusal.detail["status"], refusal.detail["to"]) == (old, new)
@@ -67,7 +67,7 @@ def test_a_bare_update_of_the_status_outside_the_table_is_refused(engine: Engine
     before = engine.job(job)
     for new in targets(OUTSIDE, old):
         update = "update jobqueue.job set status = %s where id = %s"
-        refusal = engine.refused(lambda update=update, new=new: engine.run(update, new, job))
+        refusal = engine.refused(engine.run, update, new, job)
         assert (refusal.sqlstate, refusal.code) == ("JQ409", "INVALID_TRANSITION")
         assert f"from {old} to {new}" in refusal.message
         assert engine.job(job) == before
@@ -159,14 +159,16 @@ def test_every_function_makes_only_changes_of_the_table(engine: Engine, old: str
     before = engine.job(job)
     names = {"id": job, "token": before["claim_token"] or new_token()}
     for verb, call in VERBS.items():
+        refused = None
         with engine.undone():
             try:
                 with engine.connection.transaction():
                     engine.connection.execute(call.encode(), names)
             except psycopg.Error as error:
-                assert error.sqlstate == "JQ409", (verb, error)
+                refused = error.sqlstate
                 assert engine.job(job) == before
             assert engine.status(job) == LEADS_TO.get((old, verb), old), verb
+        assert refused in (None, "JQ409"), verb
 
 
 def test_a_bulk_update_of_many_jobs_is_refused_as_a_whole(engine: Engine) -> None:
@@ -189,7 +191,10 @@ def test_an_upsert_and_a_change_inside_a_query_are_guarded_too(engine: Engine) -
 @pytest.mark.parametrize("status", [status for status in STATUSES if status not in ("blocked", "pending")])
 def test_a_job_cannot_be_inserted_in_another_status_than_blocked_or_pending(engine: Engine, status: str) -> None:
     columns = {
-        "processing": ("claim_token, worker_id, lease_until, started_at, attempt", "gen_random_uuid(), gen_random_uuid(), now(), now(), 1"),
+        "processing": (
+            "claim_token, worker_id, lease_until, started_at, attempt",
+            "gen_random_uuid(), gen_random_uuid(), now(), now(), 1",
+        ),
         "paused": ("paused_at", "now()"),
         "completed": ("completed_at, progress_pct", "now(), 100"),
         "failed": ("completed_at, failed_at, error_class", "now(), now(), 'lost'"),

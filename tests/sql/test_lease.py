@@ -15,7 +15,10 @@ from tests.sql.engine import WORKER, Claim, Engine, new_token
 def beat(engine: Engine, *jobs: Claim, **more: Any) -> list[tuple[Any, str]]:
     """One heartbeat that lists jobs; the commands it brings."""
     listed = [{"id": str(job.id), "token": str(job.token), **more} for job in jobs]
-    return [(row["id"], row["command"]) for row in engine.rows("select * from jobqueue.heartbeat(%s, %s)", WORKER, Jsonb(listed))]
+    return [
+        (row["id"], row["command"])
+        for row in engine.rows("select * from jobqueue.heartbeat(%s, %s)", WORKER, Jsonb(listed))
+    ]
 
 
 def test_a_heartbeat_extends_the_leases_of_exactly_what_it_lists(engine: Engine) -> None:
@@ -80,7 +83,15 @@ def test_a_worker_hears_that_it_shall_drain(engine: Engine) -> None:
 
 
 def test_workers_say_who_they_are(engine: Engine) -> None:
-    info = {"name": "w1", "hostname": "h", "pid": 7, "version": "1", "queues": ["q"], "job_types": None, "concurrency": 5}
+    info = {
+        "name": "w1",
+        "hostname": "h",
+        "pid": 7,
+        "version": "1",
+        "queues": ["q"],
+        "job_types": None,
+        "concurrency": 5,
+    }
     engine.call("register_worker", WORKER, info)
     row = engine.row("select * from jobqueue.workers")
     assert (row["name"], row["hostname"], row["pid"], row["queues"], row["concurrency"]) == ("w1", "h", 7, ["q"], 5)
@@ -90,8 +101,15 @@ def test_a_heartbeat_stores_progress(engine: Engine) -> None:
     claim = engine.claimed()
     beat(engine, claim, pct=40, message="half way", data={"done": 4, "total": 10, "mode": "smart"})
     row = engine.view(claim.id)
-    assert (row["progress_pct"], row["progress_message"], row["progress_done"], row["progress_total"]) == (40, "half way", 4, 10)
+    assert (row["progress_pct"], row["progress_message"], row["progress_done"], row["progress_total"]) == (
+        40,
+        "half way",
+        4,
+        10,
+    )
     assert row["metadata"] == {"mode": "smart"}
+    beat(engine, claim, message="still there")
+    assert engine.view(claim.id)["progress_pct"] == 40
 
 
 @pytest.mark.parametrize("bad", [{"pct": "x"}, {"started": 1}, {"data": [1]}, {"message": {}}, {"data": {"done": "x"}}])

@@ -17,7 +17,12 @@ def version(engine: Engine, claim: Claim) -> int:
 
 def test_progress_is_stored_and_clamped(engine: Engine) -> None:
     claim = engine.claimed()
-    assert engine.call("progress", claim.id, claim.token, 30, "Processing", {"done": 3, "total": 10, "substage": "ocr", "k": 1}) is None
+    assert (
+        engine.call(
+            "progress", claim.id, claim.token, 30, "Processing", {"done": 3, "total": 10, "substage": "ocr", "k": 1}
+        )
+        is None
+    )
     row = engine.view(claim.id)
     assert (row["progress_pct"], row["progress_message"], row["substage"]) == (30, "Processing", "ocr")
     assert (row["progress_done"], row["progress_total"], row["metadata"]) == (3, 10, {"k": 1})
@@ -58,10 +63,14 @@ def test_metadata_is_capped_at_1_mb_however_well_it_compresses(engine: Engine) -
     assert engine.job(claim.id) == before
 
 
-@pytest.mark.parametrize("data", [[1], "text", {"done": "3"}, {"total": -1}, {"done": 1e30}, {"estimated_completion": "soon"}])
+@pytest.mark.parametrize(
+    "data", [[1], "text", {"done": "3"}, {"total": -1}, {"done": 1e30}, {"estimated_completion": "soon"}]
+)
 def test_progress_of_a_wrong_type_is_refused(engine: Engine, data: object) -> None:
     claim = engine.claimed()
-    assert engine.refused(lambda: engine.call("progress", claim.id, claim.token, 1, None, Jsonb(data))).sqlstate == "JQ400"
+    assert (
+        engine.refused(lambda: engine.call("progress", claim.id, claim.token, 1, None, Jsonb(data))).sqlstate == "JQ400"
+    )
 
 
 def test_stages_make_up_the_overall_percentage(engine: Engine) -> None:
@@ -156,7 +165,7 @@ def test_a_reference_needs_a_hash_and_excludes_data(engine: Engine) -> None:
         {"reference": "/x", "hash": "0" * 64, "data": {"n": 1}},
         {"hash": "z" * 64},
     ):
-        refusal = engine.refused(lambda named=named: engine.call("checkpoint", claim.id, claim.token, "s", **named))
+        refusal = engine.refused(engine.call, "checkpoint", claim.id, claim.token, "s", **named)
         assert refusal.sqlstate == "JQ400"
     engine.call("checkpoint", claim.id, claim.token, "s", reference="/x", hash="AB" * 32)
     assert engine.view(claim.id)["checkpoint_reference"] == "/x"
@@ -189,10 +198,21 @@ def test_partial_progress_survives_a_retry_and_goes_with_a_restart(engine: Engin
 @pytest.mark.parametrize("keys", [None, [""], [None], ["x" * 1001]])
 def test_malformed_keys_are_refused(engine: Engine, keys: list[str] | None) -> None:
     claim = engine.claimed()
-    assert engine.refused(lambda: engine.run("select jobqueue.mark_done(%s, %s, %s::text[])", claim.id, claim.token, keys)).sqlstate == "JQ400"
+    assert (
+        engine.refused(
+            lambda: engine.run("select jobqueue.mark_done(%s, %s, %s::text[])", claim.id, claim.token, keys)
+        ).sqlstate
+        == "JQ400"
+    )
 
 
 def test_a_handler_may_cancel_its_own_job(engine: Engine) -> None:
     claim = engine.claimed()
     assert engine.call("cancel_own", claim.id, claim.token, "nothing to do") == "cancelled"
     assert engine.view(claim.id)["status_reason"] == "nothing to do"
+
+
+def test_a_later_attempt_reads_what_a_stage_made(engine: Engine) -> None:
+    claim = engine.claimed()
+    engine.call("stage", claim.id, claim.token, "scan", "completed", {"output": {"pages": 4}})
+    assert engine.call("stage_output", claim.id, claim.token, "scan") == {"pages": 4}

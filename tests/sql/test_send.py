@@ -13,7 +13,12 @@ from tests.sql.engine import PERMANENT, Engine
 
 def test_a_sent_job_is_pending_with_the_defaults_of_the_product(engine: Engine) -> None:
     job = engine.view(engine.send("indexing", {"path": "."}))
-    assert (job["queue"], job["job_type"], job["status"], job["tenant"]) == ("indexing", "indexing", "pending", "default")
+    assert (job["queue"], job["job_type"], job["status"], job["tenant"]) == (
+        "indexing",
+        "indexing",
+        "pending",
+        "default",
+    )
     assert (job["priority"], job["max_retries"], job["progress_pct"], job["attempt"], job["version"]) == (0, 3, 0, 0, 1)
     assert job["payload"] == {"path": "."}
     assert job["alive"] is None
@@ -140,7 +145,7 @@ def test_sending_for_a_tenant_that_is_not_the_sessions_is_refused(engine: Engine
     engine.run("set jobqueue.tenants = 'a,b'")
     engine.send(tenant="b")
     for options in ({"tenant": "c"}, {}):
-        refusal = engine.refused(lambda options=options: engine.send(**options))
+        refusal = engine.refused(engine.send, **options)
         assert (refusal.sqlstate, refusal.code) == ("JQ403", "FORBIDDEN")
     refusal = engine.refused(lambda: engine.rows("select * from jobqueue.send_many('q', '[{}]')"))
     assert (refusal.sqlstate, refusal.detail["index"]) == ("JQ403", 0)

@@ -25,7 +25,12 @@ def test_a_completed_job_has_its_result_and_100_percent(engine: Engine) -> None:
     claim = engine.claimed()
     assert engine.call("complete", claim.id, claim.token, {"files": 3}, {"ms": 5}) == "ok"
     row = engine.view(claim.id)
-    assert (row["status"], row["result"], row["stats"], row["progress_pct"]) == ("completed", {"files": 3}, {"ms": 5}, 100)
+    assert (row["status"], row["result"], row["stats"], row["progress_pct"]) == (
+        "completed",
+        {"files": 3},
+        {"ms": 5},
+        100,
+    )
     assert row["completed_at"] is not None
     assert row["alive"] is None
 
@@ -54,7 +59,10 @@ def test_completion_clears_the_error_of_the_attempt_before(engine: Engine) -> No
     engine.call("complete", again.id, again.token)
     row = engine.job(claim.id)
     assert (row["error_class"], row["error_code"], row["error_message"]) == (None, None, None)
-    assert [a["outcome"] for a in engine.rows("select * from jobqueue.attempts where job_id = %s order by attempt", claim.id)] == [
+    assert [
+        a["outcome"]
+        for a in engine.rows("select * from jobqueue.attempts where job_id = %s order by attempt", claim.id)
+    ] == [
         "failed",
         "completed",
     ]
@@ -85,7 +93,9 @@ def test_complete_many_answers_per_job_in_order(engine: Engine) -> None:
     engine.call("complete", claims[1].id, claims[1].token)
     stale = {"id": str(claims[2].id), "token": str(new_token())}
     unknown = {"id": str(uuid4()), "token": str(new_token())}
-    outcomes = complete_many(engine, [stale, named(claims[1]), unknown, named(claims[0], result={"n": 0}), named(claims[2])])
+    outcomes = complete_many(
+        engine, [stale, named(claims[1]), unknown, named(claims[0], result={"n": 0}), named(claims[2])]
+    )
     assert outcomes == ["lost", "already", "lost", "ok", "ok"]
     assert engine.job(claims[0].id)["result"] == {"n": 0}
 
@@ -153,7 +163,7 @@ def test_a_stale_token_is_refused_and_changes_nothing(engine: Engine, verb: str)
             engine.claim()
         before = engine.job(claim.id)
         for token in (claim.token, new_token(), None):
-            refusal = engine.refused(lambda token=token: engine.run(STALE[verb], claim.id, token))
+            refusal = engine.refused(engine.run, STALE[verb], claim.id, token)
             assert (refusal.sqlstate, refusal.code) == ("JQ409", "LEASE_LOST")
         assert engine.job(claim.id) == before
     assert [engine.count(t) for t in ("stage", "checkpoint", "done_key")] == [0, 0, 0]

@@ -17,12 +17,14 @@ async def greet(payload: dict[str, str]) -> dict[str, str]:
 
 
 @app.job("sleep")
-async def sleep() -> None:
+async def sleep(job: Job) -> None:
+    await job.progress(pct=1)
     await asyncio.sleep(60)
 
 
 @app.job("nap")
-async def nap() -> str:
+async def nap(job: Job) -> str:
+    await job.progress(pct=1)
     await asyncio.sleep(1)
     return "rested"
 

@@ -129,10 +129,10 @@ def test_a_silent_peer_fences_the_worker_before_its_leases_end_and_the_next_beat
         began = time.monotonic()
         wait_until(lambda: worker.fences == [True], what="the fence")
         assert 1.0 < time.monotonic() - began < 3.0
-        assert lease.fenced
+        assert lease.fenced is True
         between.flowing.set()
         wait_until(lambda: worker.fences == [True, False], what="the fence is lifted")
-        assert not lease.fenced
+        assert worker.fences[-1] is lease.fenced
         lease.stop()
 
 

@@ -110,7 +110,7 @@ async def test_no_child_is_started_before_it_is_needed_and_no_more_than_the_size
 
 
 async def test_large_values_pass(pool: ProcessPool) -> None:
-    assert await pool.call("1", f"{HERE}:add", "x" * 8_000_000, "y") == "x" * 8_000_000 + "y"  # type: ignore[arg-type]
+    assert await pool.call("1", f"{HERE}:add", "x" * 8_000_000, "y") == "x" * 8_000_000 + "y"
 
 
 async def test_a_child_is_replaced_after_its_number_of_jobs() -> None:
