@@ -19,6 +19,7 @@ from jobqueue.handlers import Executor, Handler, Registry, make_handler
 from jobqueue.labels import Label
 from jobqueue.options import encode_options, merge_options, options_text
 from jobqueue.payloads import encode_payload
+from jobqueue.schedules import Schedules
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -37,7 +38,7 @@ BULK_SIZE = 10_000
 """Jobs per statement of send_many; more of them are sent in one transaction."""
 
 
-class App:
+class App(Schedules):
     """An application's handlers and its way to the database.
 
     `dsn`: where the jobs live; default: the settings (`JOBQUEUE_DSN`, …), without any the embedded server, which is

@@ -153,7 +153,7 @@ def make_handler(
     job_type = name or function.__name__
     shape = inspect_handler(function, names)
     chosen = _executor(function, executor, job_type)
-    _check_batch(shape, batch_size, job_type)
+    _check_batch(shape, batch_size, chosen, job_type)
     check_label(label, job_type)
     payload = Payload(job_type, shape.payload)
     is_async = chosen == "async"
@@ -276,9 +276,11 @@ def _executor(function: Callable[..., Any], given: Executor | None, job_type: st
     return given
 
 
-def _check_batch(shape: CallShape, batch_size: int, job_type: str) -> None:
+def _check_batch(shape: CallShape, batch_size: int, executor: Executor, job_type: str) -> None:
     if batch_size < 1:
         raise ConfigurationError(f"{job_type}: batch_size must be at least 1, not {batch_size}")
+    if shape.is_batch and executor == "process":
+        raise ConfigurationError(f"{job_type}: a batch handler cannot run in a process", hint='Use executor="thread".')
     if batch_size > 1 and not shape.is_batch:
         raise ConfigurationError(f"{job_type} has batch_size={batch_size}, so it must take jobs: list[Job]")
 

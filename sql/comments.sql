@@ -436,7 +436,9 @@ comment on function jobqueue.fail_one is 'Fail without the checks of the public 
 comment on function jobqueue.give_back is 'End a locked claim without spending a retry: to pending at a time, or to what was asked.';
 comment on function jobqueue.has_waiting_children is 'Whether jobs still wait for this one; it is not deleted before.';
 comment on function jobqueue.heartbeat is 'A worker lives: extends the leases of exactly the jobs it lists, stores progress, brings orders as (id, command): cancel, pause, lost; drain with a null id. Every 5 s. Errors: JQ400.';
-comment on function jobqueue.hold_key_of is 'The key that a job takes up again when it goes back into the line.';
+comment on function jobqueue.hold_key_again is 'The key that a job takes up when a person puts it back into the line; JQ409 with the holder if it is taken.';
+comment on function jobqueue.hold_of is 'What a new job holds, by its options (singleton_key, throttle_seconds, debounce_seconds) and the policy of its queue.';
+comment on function jobqueue.holder_of is 'Who stands in the place of a job that could not be stored, and why.';
 comment on function jobqueue.housekeeping is 'What listeners, stopped workers, old keys and old stages left behind.';
 comment on function jobqueue.http_context is 'Make this transaction the caller''s.';
 comment on function jobqueue.http_job is 'GET /jobs/{id} as one call; parameters of http_context and http_job_state.';
@@ -503,6 +505,10 @@ comment on function jobqueue.sees_tenant is 'Whether this transaction may see an
 comment on function jobqueue.send is 'Add one job to a queue, in the caller''s transaction. payload: any JSON, at most 8 MB; options: see job_options(). Returns (id, created, reason). Errors: JQ400, JQ403, JQ404, JQ409, JQ413.';
 comment on function jobqueue.send_each is 'The general way of many jobs; an error names the element.';
 comment on function jobqueue.send_many is 'Add many jobs to a queue in one call, all or none: [{payload, options}], at most 100,000. Returns (id, created, reason) per element, in order. Errors: those of send; DETAIL names the index.';
+comment on function jobqueue.policy_key is 'A key as it is held: per tenant; without a key per queue.';
+comment on function jobqueue.refuse_inconsistent is 'The last word of the CHECK on an inconsistent row: JQ409 if its change of status is not allowed anyway, otherwise false.';
+comment on function jobqueue.slot_end is 'When the slot of a time is over.';
+comment on function jobqueue.slot_key is 'The key of a throttle or debounce slot.';
 comment on function jobqueue.send_one is 'The general way of one job; due is when it may run.';
 comment on function jobqueue.setting_of is 'A setting of the installation, or its default.';
 comment on function jobqueue.settle is 'Complete many claims of a worker.';

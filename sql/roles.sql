@@ -40,7 +40,7 @@ grant usage on schema jobqueue to jobqueue_producer, jobqueue_worker, jobqueue_a
 -- sees what the policies below let through
 grant select on jobqueue.jobs, jobqueue.attempts, jobqueue.stages, jobqueue.checkpoints, jobqueue.actions_taken, jobqueue.workers,
     jobqueue.queues, jobqueue.job, jobqueue.attempt, jobqueue.stage, jobqueue.checkpoint, jobqueue.done_key, jobqueue.audit,
-    jobqueue.worker, jobqueue.queue, jobqueue.job_type, jobqueue.tenant_pause
+    jobqueue.worker, jobqueue.queue, jobqueue.job_type, jobqueue.tenant_pause, jobqueue.schedules, jobqueue.schedule
     to jobqueue_api, jobqueue_support_readonly;
 grant execute on function jobqueue.sees_tenant(text), jobqueue.is_only_api(name), jobqueue.visible_tenants(), jobqueue.sees_all_tenants()
     to jobqueue_api, jobqueue_support_readonly, jobqueue_producer, jobqueue_worker;
@@ -76,6 +76,13 @@ grant execute on function
     jobqueue.allowed_actions(uuid), jobqueue.actions(uuid), jobqueue.done_keys(uuid), jobqueue.watch(text, interval)
     to jobqueue_api, jobqueue_support_readonly, jobqueue_worker;
 
+grant execute on function
+    jobqueue.schedule(text, text, text, jsonb, jsonb), jobqueue.unschedule(text),
+    jobqueue.preview_schedule(text, text, int, timestamptz)
+    to jobqueue_producer, jobqueue_worker, jobqueue_support;
+grant execute on function jobqueue.pause_schedule(text, text), jobqueue.resume_schedule(text, text) to jobqueue_api, jobqueue_support;
+grant execute on function jobqueue.run_schedules(int), jobqueue.next_tick() to jobqueue_worker;
+
 -- HTTP API: the functions of functions/http.sql. Login users of the API are granted jobqueue_api and take it in every transaction.
 grant execute on function
     jobqueue.http_context(text, text, boolean), jobqueue.http_queue_position(uuid),
@@ -94,7 +101,7 @@ do $$
 declare
     name text;
 begin
-    foreach name in array array['job', 'attempt', 'stage', 'checkpoint', 'done_key', 'audit', 'tenant_pause'] loop
+    foreach name in array array['job', 'attempt', 'stage', 'checkpoint', 'done_key', 'audit', 'tenant_pause', 'schedule'] loop
         execute format('alter table jobqueue.%I enable row level security', name);
         execute format('drop policy if exists tenant_read on jobqueue.%I', name);
         execute format('drop policy if exists support_read on jobqueue.%I', name);

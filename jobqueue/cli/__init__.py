@@ -37,6 +37,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "send": LazyCommand("jobqueue.cli.send:command", "Add a job."),
     "jobs": LazyCommand("jobqueue.cli.jobs:group", "Look at jobs, wait for them, act on them."),
     "queues": LazyCommand("jobqueue.cli.queues:group", "The queues and their options."),
+    "schedules": LazyCommand("jobqueue.cli.schedules:group", "What sends jobs at their times."),
     "workers": LazyCommand("jobqueue.cli.workers:group", "The processes that run jobs."),
     "psql": LazyCommand("jobqueue.cli.psql:command", "Open psql on the database."),
     "migrate": LazyCommand("jobqueue.cli.migrate:group", "Bring the database's schema up to date, or back."),

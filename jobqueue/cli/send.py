@@ -49,7 +49,7 @@ def command(
     from jobqueue.client import blocking, send
 
     options = parse_options(pairs) | _given(job_type=job_type, delay=_seconds(delay), priority=priority)
-    text = _payload(payload)
+    text = parse_payload(payload)
     with session(dsn) as connection:
         sent = blocking(send(connection, queue, text, to_json(options)))
     if not sent.created:
@@ -73,7 +73,8 @@ def _wait(dsn: str | None, sent: Sent, timeout: float | None, output: str) -> No
     finish(record, output)
 
 
-def _payload(given: str) -> str:
+def parse_payload(given: str) -> str:
+    """Return a payload as JSON text; `-` reads stdin. Raises BadParameter for what is not JSON."""
     text = sys.stdin.read() if given == "-" else given
     try:
         json.loads(text)

@@ -14,13 +14,12 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import psycopg
 from psycopg import sql
 
 from jobqueue.connections import Connections
 from jobqueue.errors import JobqueueError, translate
 from jobqueue.worker.held import Held
-from jobqueue.worker.resilience import Backoff
+from jobqueue.worker.resilience import DATABASE_AWAY, Backoff
 
 if TYPE_CHECKING:
     from jobqueue.job import Job
@@ -163,7 +162,7 @@ class WorkerChannel:
                     self.statements += 1
                     with translate():
                         return await (await connection.execute(query, parameters)).fetchall()
-            except (psycopg.OperationalError, psycopg.InterfaceError):
+            except DATABASE_AWAY:
                 if attempt == 14:
                     raise
                 await asyncio.sleep(backoff.next())

@@ -18,7 +18,7 @@ from psycopg.rows import tuple_row
 from jobqueue.database.pool import connect_async
 from jobqueue.job import Claim
 from jobqueue.worker.floors import HIGHEST_RANK, LOWEST_RANK, Floors
-from jobqueue.worker.resilience import Backoff
+from jobqueue.worker.resilience import DATABASE_AWAY, Backoff
 from jobqueue.worker.rows import prepare_rows
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class Claimer:
                 if await self._step():
                     return
                 backoff.reset()
-            except (psycopg.OperationalError, psycopg.InterfaceError, OSError) as error:
+            except (psycopg.Error, *DATABASE_AWAY) as error:
                 await self._disconnect()
                 if not self._stopping:
                     logger.warning("claiming failed, trying again: %s", _one_line(error), extra={"event": "db.lost"})

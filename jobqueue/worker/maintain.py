@@ -1,6 +1,7 @@
-"""Maintenance: puts jobs into the line when their time comes, and runs the steps that keep the tables in order.
+"""Maintenance: puts jobs into the line when their time comes, sends the jobs of schedules at their ticks, and runs the
+steps that keep the tables in order.
 
-Every worker does both; the database hands each piece to one of them. An idle worker spends 0.53 statements a
+Every worker does all of it; the database hands each piece to one of them. An idle worker spends 0.53 statements a
 second here (0.2 for promotion, 0.33 for maintenance), so that with its heartbeats and polls it stays under one.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 from uuid import UUID
@@ -31,16 +33,23 @@ PROMOTE = """
     select promoted, extract(epoch from next_due - now())::float8
     from jobqueue.promote(%s, case when %s then null else now() - interval '1 min' end)
 """
+# Schedules are left to their own tick below: it is met to a few milliseconds and never waits for another step.
 MAINTAIN = """
-    select sum(done)::bigint, (min(extract(epoch from next_due - clock_timestamp())) filter (where done > 0))::float8
+    select (sum(done) filter (where step <> 'schedules'))::bigint,
+        (min(extract(epoch from next_due - clock_timestamp())) filter (where done > 0 and step <> 'schedules'))::float8,
+        (sum(done) filter (where step = 'schedules'))::bigint,
+        extract(epoch from jobqueue.next_tick() - clock_timestamp())::float8
     from jobqueue.maintain(%s)
+"""
+TICK = """
+    select sent, extract(epoch from next_due - clock_timestamp())::float8 from jobqueue.run_schedules()
 """
 
 logger = logging.getLogger(__name__)
 
 
 class Maintainer:
-    """Promotion and maintenance of one worker, on one connection.
+    """Promotion, schedules and maintenance of one worker, on one connection.
 
     `connect` opens an autocommit connection. `queues` is only for the log. `promoted` is called, without arguments,
     after jobs have become ready. `poll`: the longest sleep in seconds (5), for jobs that others made wait.
@@ -65,6 +74,7 @@ class Maintainer:
         self._promote_at = 0.0
         self._maintain_at = 0.0
         self._look_back_at = 0.0
+        self._tick_at = math.inf
 
     def start(self) -> None:
         """Begin; needs a running event loop."""
@@ -89,7 +99,7 @@ class Maintainer:
                     while True:
                         await self._round(connection)
                         backoff.reset()
-                        await self._sleep(min(self._promote_at, self._maintain_at) - elapsed_clock())
+                        await self._sleep(min(self._promote_at, self._maintain_at, self._tick_at) - elapsed_clock())
             except Exception as error:
                 reason = " ".join(str(error).split()) or type(error).__name__
                 logger.warning("maintenance was interrupted, trying again: %s", reason)
@@ -100,6 +110,8 @@ class Maintainer:
             if self._ring.is_set() or elapsed_clock() >= self._promote_at:
                 self._ring.clear()
                 self._promote_at = elapsed_clock() + await self._promote(connection)
+            if elapsed_clock() >= self._tick_at:
+                await self._tick(connection)
             if elapsed_clock() >= self._maintain_at:
                 await self._maintain(connection)
 
@@ -119,11 +131,29 @@ class Maintainer:
         return LOCKED_AGAIN if due_in <= 0 else min(float(due_in), self._poll)
 
     async def _maintain(self, connection: AsyncConnection[Any]) -> None:
-        done, again_in = await _row(connection, MAINTAIN, (self._worker_id,))
+        done, again_in, sent, tick_in = await _row(connection, MAINTAIN, (self._worker_id,))
+        self._wait_for_tick(tick_in)
+        if sent:
+            self._promoted()
         pause = MAINTAIN_EVERY
         if done:
             pause = min(max(again_in or 0.0, MAINTAIN_AGAIN), MAINTAIN_EVERY)
         self._maintain_at = elapsed_clock() + pause
+
+    async def _tick(self, connection: AsyncConnection[Any]) -> None:
+        """Send the jobs of the schedules that are due; each tick once, whichever worker comes first."""
+        sent, tick_in = await _row(connection, TICK, ())
+        self._wait_for_tick(tick_in)
+        if sent:
+            self._promoted()
+
+    def _wait_for_tick(self, seconds: float | None) -> None:
+        """Sleep until the earliest tick; a schedule that somebody makes earlier is seen with the next maintenance."""
+        if seconds is None:
+            self._tick_at = math.inf
+        else:
+            # Due, but not sent: another worker is at it, or more of them are due than one call sends.
+            self._tick_at = elapsed_clock() + (seconds if seconds > 0 else LOCKED_AGAIN)
 
     async def _sleep(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):

@@ -9,7 +9,13 @@ import socket
 import time
 from typing import Any
 
+import psycopg
 from psycopg import AsyncConnection, Connection
+
+from jobqueue.errors import DatabaseUnavailable
+
+DATABASE_AWAY = (psycopg.OperationalError, psycopg.InterfaceError, OSError, DatabaseUnavailable)
+"""What a statement or a connection attempt raises while the database cannot be reached; every loop tries again."""
 
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 

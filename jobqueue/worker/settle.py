@@ -20,7 +20,7 @@ from psycopg import AsyncConnection
 
 from jobqueue.database.pool import connect_async
 from jobqueue.worker.held import ClaimNote, Held
-from jobqueue.worker.resilience import Backoff
+from jobqueue.worker.resilience import DATABASE_AWAY, Backoff
 from jobqueue.worker.rows import prepare_rows
 
 MOST_PER_FLUSH = 1000
@@ -175,7 +175,7 @@ class Settler:
                     await self._write(batch)
                     backoff.reset()
                     break
-                except (psycopg.OperationalError, psycopg.InterfaceError, OSError) as error:
+                except DATABASE_AWAY as error:
                     await self._disconnect()
                     text = " ".join(str(error).split())
                     logger.warning("%d results wait: %s", len(batch), text, extra={"event": "db.lost"})
@@ -237,7 +237,7 @@ class Settler:
             try:
                 await self._write(alone)
                 return
-            except (psycopg.OperationalError, psycopg.InterfaceError, OSError):
+            except DATABASE_AWAY:
                 await self._disconnect()
                 await asyncio.sleep(0.5)
             except psycopg.Error as error:

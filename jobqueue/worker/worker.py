@@ -304,11 +304,18 @@ class Worker:
             held = Held(claim, self._handlers[claim.job_type], note, now)
             self.held[held.id] = held
             taken.append(held)
+        self._fit_lease(claims)
         if self._state != "working" or self._fenced:
             for held in taken:
                 self._settler.release(held)
             return
         self._runner.start(taken)
+
+    def _fit_lease(self, claims: Sequence[Claim]) -> None:
+        """The fence must fall before the shortest lease ends; a claim's jobs share their queue's, unless they have options."""
+        for claim in (claims[0], *(claim for claim in claims if claim.options is not None)):
+            if claim.lease_until is not None and claim.started_at is not None:
+                self._lease.lease = min(self._lease.lease, (claim.lease_until - claim.started_at).total_seconds())
 
     async def room(self) -> None:
         """Wait until `wanted` may have risen."""

@@ -163,7 +163,7 @@ begin
         -- an end is one; taken up again the job runs however late
         expires_at = case when not ended then j.expires_at end,
         run_at = case when _to = 'pending' and not waits then now() else j.run_at end,
-        held_key = case when j.hold_mask & status_bit(_to) <> 0 then coalesce(j.held_key, hold_key_of(j)) end,
+        held_key = case when j.hold_mask & status_bit(_to) <> 0 then coalesce(j.held_key, hold_key_again(j, _to)) end,
         claim_token = null,
         lease_until = null,
         handler_started = null,
@@ -188,15 +188,6 @@ begin
     perform publish_changes(array[_job.id]);
     return _to;
 end
-$$;
-
--- hold_key_of: the key that a job takes up again when it goes back into the line.
-create or replace function jobqueue.hold_key_of(_job jobqueue.job)
-returns text
-language sql immutable
-set search_path = pg_catalog, pg_temp
-as $$
-    select null::text
 $$;
 
 -- ask_worker: request an action of the worker of a running job; it hears of it at once by notification, or with its next heartbeat.

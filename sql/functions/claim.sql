@@ -32,6 +32,7 @@ declare
     seqs bigint[];
     more tid[];
     more_seqs bigint[];
+    wanted int := _max_jobs;
     seconds double precision;
     most_seconds double precision;
 begin
@@ -43,6 +44,22 @@ begin
     most_seconds := extract(epoch from q.max_runtime);
     select array_agg(t.name) into not_types from job_type t where t.paused_at is not null;
     select array_agg(p.tenant) into not_tenants from tenant_pause p;
+
+    -- a job that has lost a worker first: it can only start at once, and a line that never empties must not keep it out
+    if _suspects > 0 and _seqs_to is null then
+        select array_agg(x.t), array_agg(x.s) into more, more_seqs
+        from (
+            select j.ctid as t, j.ready_seq as s
+            from job j
+            where j.queue = _queue and j.suspect and j.ready_seq is not null
+                and (_job_types is null or j.job_type = any (_job_types))
+                and (not_types is null or j.job_type <> all (not_types))
+                and (not_tenants is null or j.tenant <> all (not_tenants))
+            order by (-j.priority), j.ready_seq
+            limit least(_suspects, _max_jobs)
+            for update skip locked) x;
+        wanted := _max_jobs - coalesce(cardinality(more), 0);
+    end if;
 
     if _seqs_to is not null then
         select array_agg(x.t), array_agg(x.s) into targets, seqs
@@ -78,25 +95,12 @@ begin
                     and (not_types is null or j.job_type <> all (not_types))
                     and (not_tenants is null or j.tenant <> all (not_tenants))
                 order by (-j.priority), j.ready_seq
-                limit _max_jobs
+                limit wanted
                 for update skip locked) x
-            limit _max_jobs) x;
-        if _suspects > 0 and coalesce(cardinality(targets), 0) < _max_jobs then
-            select array_agg(x.t), array_agg(x.s) into more, more_seqs
-            from (
-                select j.ctid as t, j.ready_seq as s
-                from job j
-                where j.queue = _queue and j.suspect and j.ready_seq is not null
-                    and (_job_types is null or j.job_type = any (_job_types))
-                    and (not_types is null or j.job_type <> all (not_types))
-                    and (not_tenants is null or j.tenant <> all (not_tenants))
-                order by (-j.priority), j.ready_seq
-                limit least(_suspects, _max_jobs - coalesce(cardinality(targets), 0))
-                for update skip locked) x;
-            targets := targets || more;
-            seqs := seqs || more_seqs;
-        end if;
+            limit wanted) x;
     end if;
+    targets := more || targets;
+    seqs := more_seqs || seqs;
     if targets is null then
         return;
     end if;

@@ -189,7 +189,7 @@ begin
 end
 $$;
 
--- after_end: what the end of a job brings about besides: a job kept for no time goes at once (flag 1).
+-- after_end: what the end of a job brings about besides: a job kept for no time goes at once (flag 1: when completed, 16: otherwise).
 create or replace function jobqueue.after_end(_ids uuid[])
 returns void
 language plpgsql
@@ -197,6 +197,9 @@ set search_path = pg_catalog, jobqueue, pg_temp
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
 as $$
 begin
-    delete from job j where j.id = any (_ids) and j.settle_flags & 1 <> 0 and j.status = 'completed';
+    delete from job j
+    where j.id = any (_ids)
+        and (j.settle_flags & 1 <> 0 and j.status = 'completed'
+            or j.settle_flags & 16 <> 0 and j.status in ('failed', 'cancelled', 'skipped'));
 end
 $$;

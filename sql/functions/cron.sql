@@ -83,6 +83,7 @@ declare
           "@midnight": "0 0 * * *", "@hourly": "0 * * * *"}'::jsonb ->> lower(btrim(_expression, E' \t\r\n')),
         btrim(_expression, E' \t\r\n'));
     field text[] := regexp_split_to_array(plain, '\s+');
+    spec jsonb;
 begin
     if plain like '@%' or cardinality(field) not in (5, 6) then
         perform refuse('JQ400', 'INVALID_ARGUMENT', case
@@ -95,7 +96,7 @@ begin
     if cardinality(field) = 5 then
         field := '0'::text || field;
     end if;
-    return jsonb_build_object(
+    spec := jsonb_build_object(
         'kind', 'cron',
         'seconds', cron_field(field[1], 'second', 0, 59)::text,
         'minutes', cron_field(field[2], 'minute', 0, 59)::text,
@@ -108,6 +109,11 @@ begin
         'both_days', field[4] like '*%' or field[6] like '*%',
         -- how ticks in a skipped or repeated hour are taken, see ticks.sql
         'fixed', field[2] not like '*%' and field[3] not like '*%');
+    if cron_day(spec, '2000-01-01') is null then
+        perform refuse('JQ400', 'INVALID_ARGUMENT', format('The cron expression never happens: "%s".', left(plain, 100)),
+            'No month that it names has such a day.', '{"option": "expression", "field": "day-of-month"}');
+    end if;
+    return spec;
 end
 $$;
 
@@ -151,18 +157,19 @@ declare
     days int[] := (_spec ->> 'days')::int[];
     months int[] := (_spec ->> 'months')::int[];
     weekdays int[] := (_spec ->> 'weekdays')::int[];
-    both boolean := (_spec ->> 'both_days')::boolean;
+    needs_both boolean := (_spec ->> 'both_days')::boolean;
     month date := date_trunc('month', _from::timestamp);
     day date;
+    in_days boolean;
+    in_weekdays boolean;
 begin
     for i in 0 .. 600 loop
         if extract(month from month)::int = any (months) then
             day := greatest(month, _from);
             while day < (month + interval '1 month')::date loop
-                if case when both
-                    then extract(day from day)::int = any (days) and extract(dow from day)::int = any (weekdays)
-                    else extract(day from day)::int = any (days) or extract(dow from day)::int = any (weekdays) end
-                then
+                in_days := extract(day from day)::int = any (days);
+                in_weekdays := extract(dow from day)::int = any (weekdays);
+                if (in_days and in_weekdays) or (not needs_both and (in_days or in_weekdays)) then
                     return day;
                 end if;
                 day := day + 1;

@@ -75,6 +75,9 @@ begin
         perform wake_many(array[_job.queue]);
     end if;
     perform publish_changes(array[_job.id]);
+    if ended and _job.settle_flags <> 0 then
+        perform after_end(array[_job.id]);
+    end if;
 end
 $$;
 

@@ -57,6 +57,28 @@ begin
 end
 $$;
 
+-- refuse_inconsistent: the last word of the CHECK on a row that is not consistent: JQ409 if its change of status is not allowed
+-- anyway (the CHECK comes before the trigger), otherwise false.
+create or replace function jobqueue.refuse_inconsistent(_id uuid, _status text)
+returns boolean
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+declare
+    was text := coalesce((select j.status from jobqueue.job j where j.id = _id), 'none');
+    allowed text[] := case was when 'none' then array['blocked', 'pending'] else jobqueue.statuses_after(was) end;
+begin
+    if was <> _status and _status <> all (allowed) then
+        perform jobqueue.refuse('JQ409', 'INVALID_TRANSITION',
+            format('A job cannot go from %s to %s; allowed: %s.', was, _status,
+                coalesce(nullif(array_to_string(allowed, ', '), ''), 'nothing, ' || was || ' is final')),
+            'Use the functions of the schema jobqueue: select * from jobqueue.actions(id) lists what is possible.',
+            jsonb_build_object('status', was, 'to', _status, 'allowed', to_jsonb(allowed), 'id', _id));
+    end if;
+    return false;
+end
+$$;
+
 create or replace trigger job_guard
     after update of status on jobqueue.job
     for each row

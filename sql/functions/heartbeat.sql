@@ -39,7 +39,8 @@ begin
             from (select * from listed l order by l.id) l
             join job j on j.id = l.id and j.claim_token = l.token and j.status = 'processing'
             join queue q on q.name = j.queue
-            for update of j),
+            -- a row that somebody has locked must not keep the other leases back: it is extended by the next beat
+            for update of j skip locked),
         kept as (
             update job j
             set lease_until = greatest(j.lease_until, now() + k.lease),
@@ -49,15 +50,16 @@ begin
             from locked k join listed l on l.id = k.id and l.token = k.claim_token
             where j.id = k.id
             returning j.id, j.claim_token, j.requested_action)
-        select l.id, case when k.id is null then 'lost' else k.requested_action end
+        select l.id, case when j.id is null then 'lost' else j.requested_action end
         from listed l
         left join kept k on k.id = l.id and k.claim_token = l.token
-        where k.id is null or k.requested_action is not null;
+        left join job j on j.id = l.id and j.claim_token = l.token and j.status = 'processing'
+        where j.id is null or j.requested_action is not null;
     for beat in
         select e from jsonb_array_elements(jobs) e
         where e ?| array['pct', 'message', 'data'] order by e ->> 'id'
     loop
-        perform store_progress((beat ->> 'id')::uuid, (beat ->> 'token')::uuid, 
+        perform store_progress((beat ->> 'id')::uuid, (beat ->> 'token')::uuid,
             case when beat ->> 'pct' is not null then least(greatest((beat ->> 'pct')::numeric, 0), 100)::int end, beat ->> 'message',
             nullif(beat -> 'data', 'null'));
     end loop;

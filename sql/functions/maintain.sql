@@ -224,30 +224,40 @@ begin
     loop
         new_state := m.state;
         next_due := now() + m.every;
-        case m.step
-            when 'rescue' then
-                done := rescue(200);
-                if done > 0 then
-                    next_due := now() + interval '100 ms';
-                end if;
-            when 'expire' then
-                done := expire(500);
-                if done > 0 then
-                    next_due := now() + interval '100 ms';
-                end if;
-            when 'retention' then
-                select r.removed, r.next_from into removed, place
-                from remove_old(coalesce((m.state ->> 'from')::uuid, '00000000-0000-0000-0000-000000000000'), 5000) r;
-                done := removed;
-                new_state := jsonb_build_object('from', place);
-                if place is not null then
-                    next_due := now() + interval '1 s';
-                end if;
-            when 'housekeeping' then
-                done := housekeeping();
-            else
-                done := 0;
-        end case;
+        begin
+            case m.step
+                when 'rescue' then
+                    done := rescue(200);
+                    if done > 0 then
+                        next_due := now() + interval '100 ms';
+                    end if;
+                when 'expire' then
+                    done := expire(500);
+                    if done > 0 then
+                        next_due := now() + interval '100 ms';
+                    end if;
+                when 'retention' then
+                    select r.removed, r.next_from into removed, place
+                    from remove_old(coalesce((m.state ->> 'from')::uuid, '00000000-0000-0000-0000-000000000000'), 5000) r;
+                    done := removed;
+                    new_state := jsonb_build_object('from', place);
+                    if place is not null then
+                        next_due := now() + interval '1 s';
+                    end if;
+                when 'housekeeping' then
+                    done := housekeeping();
+                when 'schedules' then
+                    select r.sent, least(r.next_due, next_due) into done, next_due from run_schedules(500) r;
+                else
+                    done := 0;
+            end case;
+        exception when others then
+            -- one step that fails must not stop the others; doctor and the log show it
+            raise warning 'jobqueue: maintenance step % failed: %', m.step, sqlerrm;
+            done := 0;
+            next_due := now() + greatest(m.every, interval '10 s');
+            new_state := coalesce(m.state, '{}') || jsonb_build_object('error', sqlerrm, 'failed_at', now());
+        end;
         update maintenance x set next_at = next_due, last_at = now(), last_done = done, state = new_state where x.step = m.step;
         step := m.step;
         return next;

@@ -9,7 +9,7 @@ as $$
     select array['job_type', 'priority', 'run_at', 'delay', 'singleton_key', 'throttle_seconds', 'debounce_seconds', 'slot_until',
         'merge_payload', 'group', 'tier', 'tenant', 'subject', 'display_name', 'metadata', 'created_by', 'max_retries', 'retry_delay',
         'retry_backoff', 'retry_delay_max', 'timeout', 'max_runtime', 'lease', 'expires_in', 'keep_completed', 'keep_ended',
-        'dead_letter', 'depends_on', 'on_failure', 'stages', 'batch', 'id']
+        'dead_letter', 'stages', 'id']
 $$;
 
 -- kept_options: those that stay with the job until they are used, durations in seconds.
@@ -154,6 +154,7 @@ begin
     r.priority := coalesce(to_int(o -> 'priority', 'priority', -2147483646, 2147483647), 0);
     r.subject := to_text(o -> 'subject', 'subject', 1000);
     r.created_by := to_text(o -> 'created_by', 'created_by', 500);
+    r.singleton_key := to_text(o -> 'singleton_key', 'singleton_key', 500);
     r.group_key := to_text(o -> 'group', 'group', 500);
     r.tier := to_text(o -> 'tier', 'tier', 200);
     r.max_retries := to_int(o -> 'max_retries', 'max_retries', 0, 1000000);
@@ -175,7 +176,6 @@ begin
     r.expires_at := greatest(r.run_at, now()) + expires;
     r.status := 'pending';
     r.version := 1;
-    r.settle_flags := 0;
     r.suspect := false;
     r.attempt := 0;
     r.retry_count := 0;
@@ -183,9 +183,9 @@ begin
     r.progress_pct := 0;
     r.resume_count := 0;
     r.unfinished_parents := 0;
-    if (r.options ->> 'keep_completed')::numeric = 0 or (_queue.keep_completed = interval '0' and not coalesce(r.options ? 'keep_completed', false)) then
-        r.settle_flags := 1;
-    end if;
+    r.settle_flags := case when option_interval(r.options, 'keep_completed', _queue.keep_completed) = interval '0' then 1 else 0 end
+        | case when option_interval(r.options, 'keep_ended', _queue.keep_ended) = interval '0' then 16 else 0 end;
+    r := hold_of(r, _queue, o);
     if coalesce(o -> 'stages', t.stages) is not null then
         select count(*) into r.total_stages from stage_list(coalesce(o -> 'stages', t.stages));
         r.completed_stages := 0;

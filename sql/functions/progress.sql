@@ -129,13 +129,13 @@ begin
         version = x.version + 1,
         current_stage = case when stage.status = 'in_progress' then stage.stage else x.current_stage end,
         substage = case when stage.status = 'in_progress' then null else x.substage end,
-        total_stages = greatest(t.total, coalesce(to_int(d -> 'of', 'of', 1, 1000), x.total_stages, 1)),
+        -- known only if it was said or declared; without it no percentage follows from stages
+        total_stages = case when t.known is not null then greatest(t.total, t.known) end,
         completed_stages = t.done,
-        progress_pct = case when t.done > 0 or x.total_stages is not null or d ? 'of' then
-            greatest(x.progress_pct, least(99, floor(100 * t.done_weight / (t.weight
-                + greatest(0, coalesce(to_int(d -> 'of', 'of', 1, 1000), x.total_stages, 1) - t.total)))::int))
-            else x.progress_pct end
+        progress_pct = case when t.known is null then x.progress_pct else
+            greatest(x.progress_pct, least(99, floor(100 * t.done_weight / (t.weight + greatest(0, t.known - t.total)))::int)) end
     from (select count(*)::int as total, count(*) filter (where s.status in ('completed', 'skipped'))::int as done,
+            coalesce(to_int(d -> 'of', 'of', 1, 1000), j.total_stages) as known,
             sum(s.weight) as weight, coalesce(sum(s.weight) filter (where s.status in ('completed', 'skipped')), 0) as done_weight
         from stage s where s.job_id = j.id) t
     where x.id = j.id;

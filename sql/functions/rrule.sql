@@ -24,7 +24,7 @@ declare
     item text;
     result int[];
 begin
-    foreach item in array string_to_array(_text, ',') loop
+    foreach item in array coalesce(string_to_array(_text, ','), '{}') loop
         if item !~ '^[+-]?\d{1,7}$' or (item like '-%' and not _signed)
             or abs(item::int) not between _least and _most
         then
@@ -33,7 +33,7 @@ begin
         end if;
         result := result || item::int;
     end loop;
-    return array(select distinct v from unnest(result) v order by v) || case when _text is null then null::int[] end;
+    return case when _text is not null then array(select distinct v from unnest(result) v order by v) end;
 end
 $$;
 
@@ -126,7 +126,7 @@ set search_path = pg_catalog, jobqueue, pg_temp
 as $$
     select m.at, case when l.kind = 'DATE' or one !~ 'T' then t.local::date end
     from rule_lines(_expression) l
-    cross join lateral (select coalesce(zone_name(l.zone), _zone) as zone where l.zone is not null union all select _zone where l.zone is null) z
+    cross join lateral (select case when l.zone is null then _zone else zone_name(l.zone) end as zone) z
     cross join lateral unnest(string_to_array(l.value, ',')) one
     cross join lateral (select rule_time(one, _name, z.zone) as local) t
     cross join lateral moment_of(z.zone, t.local) m
@@ -149,7 +149,7 @@ begin
         part := split_part(item, '=', 1);
         if part <> all (known) then
             perform refuse_rule(format('A rule has no part "%s" here.', left(part, 50)), part, 'Known are: ' || array_to_string(known, ', ') || '.');
-        elsif parts ? part or item !~ '=.' then
+        elsif parts ? part or item !~ '=.' or (part in ('INTERVAL', 'COUNT', 'WKST') and item like '%,%') then
             perform refuse_rule(format('%s must be given once, with a value.', part), part);
         end if;
         parts := parts || jsonb_build_object(part, substr(item, length(part) + 2));
@@ -179,7 +179,7 @@ declare
     result int[];
     number int;
 begin
-    foreach item in array string_to_array(_text, ',') loop
+    foreach item in array coalesce(string_to_array(_text, ','), '{}') loop
         part := regexp_match(item, '^([+-]?\d{1,2})?(MO|TU|WE|TH|FR|SA|SU)$');
         number := part[1]::int;
         if part is null or number = 0 or abs(number) > 53 then
@@ -256,11 +256,14 @@ begin
     end if;
     select l.value into begins from rule_lines(_expression) l where l.name = 'DTSTART';
     select l.value into rule from rule_lines(_expression) l where l.name = 'RRULE';
-    start := coalesce(rule_time(nullif(begins, ''), 'DTSTART', zone) , start);
+    if begins is not null then
+        start := rule_time(begins, 'DTSTART', zone);
+    end if;
     spec := jsonb_build_object('kind', 'rrule', 'zone', zone, 'start', start, 'fixed', true,
-        'added', array(select m.at from rule_moments(_expression, 'RDATE', zone) m order by 1)::text,
-        'excluded', array(select m.at from rule_moments(_expression, 'EXDATE', zone) m where m.day is null order by 1)::text,
-        'excluded_days', array(select m.day from rule_moments(_expression, 'EXDATE', zone) m where m.day is not null order by 1)::text);
+        'added', array(select utc_text(m.at) from rule_moments(_expression, 'RDATE', zone) m order by 1)::text,
+        'excluded', array(select utc_text(m.at) from rule_moments(_expression, 'EXDATE', zone) m where m.day is null order by 1)::text,
+        'excluded_days', array(select to_char(m.day, 'YYYY-MM-DD') from rule_moments(_expression, 'EXDATE', zone) m
+            where m.day is not null order by 1)::text);
     if rule is not null then
         parts := rule_parts(rule);
         spec := spec || rule_fields(parts, start);
@@ -299,209 +302,6 @@ begin
         local := next;
     end loop;
     select m.at into result from moment_of(zone, local) m;
-    return result;
-end
-$$;
-
--- rule_has_day: whether a rule has ticks on a day, by month, day of the month and day of the week.
-create or replace function jobqueue.rule_has_day(_spec jsonb, _day date)
-returns boolean
-language plpgsql immutable
-set search_path = pg_catalog, jobqueue, pg_temp
-as $$
-declare
-    month_day int := extract(day from _day);
-    month_end int;
-begin
-    if _spec ? 'months' and extract(month from _day)::int <> all ((_spec ->> 'months')::int[]) then
-        return false;
-    end if;
-    if _spec ? 'days' then
-        month_end := extract(day from date_trunc('month', _day::timestamp) + interval '1 month - 1 day');
-        if month_day <> all ((_spec ->> 'days')::int[]) and month_day - month_end - 1 <> all ((_spec ->> 'days')::int[]) then
-            return false;
-        end if;
-    end if;
-    return not _spec ? 'weekdays' or rule_has_weekday(_spec, _day);
-end
-$$;
-
--- rule_has_weekday: whether BYDAY names a day. Its numbers count within the month, in a yearly rule without BYMONTH within the year.
-create or replace function jobqueue.rule_has_weekday(_spec jsonb, _day date)
-returns boolean
-language plpgsql immutable
-set search_path = pg_catalog, jobqueue, pg_temp
-as $$
-declare
-    weekdays int[] := (_spec ->> 'weekdays')::int[];
-    weekday int := extract(isodow from _day);
-    unit text := case when _spec ->> 'freq' = 'YEARLY' and not _spec ? 'months' then 'year' else 'month' end;
-    first date := date_trunc(unit, _day::timestamp);
-    last date := date_trunc(unit, _day::timestamp) + ('1 ' || unit)::interval - interval '1 day';
-begin
-    return weekday = any (weekdays)
-        or ((_day - first) / 7 + 1) * 10 + weekday = any (weekdays)
-        or -(((last - _day) / 7 + 1) * 10 + weekday) = any (weekdays);
-end
-$$;
-
--- rrule_next: the first tick after _after, both in local time; null if there is none within a hundred years.
-create or replace function jobqueue.rrule_next(_spec jsonb, _after timestamp)
-returns timestamp
-language plpgsql immutable
-set search_path = pg_catalog, jobqueue, pg_temp
-as $$
-declare
-    wanted timestamp := greatest(date_trunc('second', _after) + interval '1 s', (_spec ->> 'start')::timestamp);
-begin
-    if _spec ->> 'freq' in ('YEARLY', 'MONTHLY', 'WEEKLY') then
-        return rule_next_by_calendar(_spec, wanted);
-    end if;
-    return rule_next_by_clock(_spec, wanted);
-end
-$$;
-
--- rule_next_by_calendar: for yearly, monthly and weekly rules: period after period, in each the first time not before _wanted.
-create or replace function jobqueue.rule_next_by_calendar(_spec jsonb, _wanted timestamp)
-returns timestamp
-language plpgsql immutable
-set search_path = pg_catalog, jobqueue, pg_temp
-as $$
-declare
-    unit text := case _spec ->> 'freq' when 'YEARLY' then 'year' when 'MONTHLY' then 'month' else 'week' end;
-    every int := (_spec ->> 'interval')::int;
-    -- weeks begin on Monday for date_trunc
-    shift int := case unit when 'week' then (_spec ->> 'week_start')::int - 1 else 0 end;
-    origin date := date_trunc(unit, (_spec ->> 'start')::timestamp - make_interval(days => shift))::date + shift;
-    period date := date_trunc(unit, _wanted - make_interval(days => shift))::date + shift;
-    number int;
-    result timestamp;
-begin
-    number := case unit
-        when 'year' then extract(year from period) - extract(year from origin)
-        when 'month' then (extract(year from period) - extract(year from origin)) * 12 + extract(month from period) - extract(month from origin)
-        else (period - origin) / 7 end;
-    number := ((number + every - 1) / every) * every;
-    for i in 1 .. case unit when 'week' then 5300 when 'month' then 1300 else 110 end loop
-        period := (origin + number * ('1 ' || unit)::interval)::date;
-        exit when extract(year from period) > 9999 or (period > _wanted + interval '100 years' and i > 1);
-        result := rule_first_of_period(_spec, period, (period + ('1 ' || unit)::interval)::date - 1, _wanted);
-        exit when result is not null;
-        number := number + every;
-    end loop;
-    return result;
-end
-$$;
-
--- rule_first_of_period: the first time not before _wanted among those of a period of days; null if it has none.
-create or replace function jobqueue.rule_first_of_period(_spec jsonb, _first date, _last date, _wanted timestamp)
-returns timestamp
-language plpgsql immutable
-set search_path = pg_catalog, jobqueue, pg_temp
-as $$
-declare
-    hours int[] := (_spec ->> 'hours')::int[];
-    minutes int[] := (_spec ->> 'minutes')::int[];
-    seconds int[] := (_spec ->> 'seconds')::int[];
-    day date := case when _spec ? 'places' then _first else greatest(_first, _wanted::date) end;
-    days date[] := '{}';
-    at time;
-begin
-    while day <= _last loop
-        if rule_has_day(_spec, day) then
-            if _spec ? 'places' then
-                days := days || day;
-            else
-                at := time_at_or_after(hours, minutes, seconds, case when day = _wanted::date then _wanted::time else '00:00' end);
-                if at is not null then
-                    return day + at;
-                end if;
-            end if;
-        end if;
-        day := day + 1;
-    end loop;
-    return rule_first_of_set(days, hours, minutes, seconds, (_spec ->> 'places')::int[], _wanted);
-end
-$$;
-
--- rule_first_of_set: the first time not before _wanted among those that BYSETPOS chooses of a period.
-create or replace function jobqueue.rule_first_of_set(_days date[], _hours int[], _minutes int[], _seconds int[], _places int[], _wanted timestamp)
-returns timestamp
-language sql immutable
-set search_path = pg_catalog, pg_temp
-as $$
-    select min(x.at)
-    from (
-        select d + make_time(h, m, s) as at, row_number() over (order by d, h, m, s) as place, count(*) over () as places
-        from unnest(_days) d, unnest(_hours) h, unnest(_minutes) m, unnest(_seconds) s) x
-    where x.at >= _wanted and (x.place = any (_places) or x.place - x.places - 1 = any (_places))
-$$;
-
--- rule_day: the first day of a rule not before _from; null if there is none within 50 years.
-create or replace function jobqueue.rule_day(_spec jsonb, _from date)
-returns date
-language plpgsql immutable
-set search_path = pg_catalog, jobqueue, pg_temp
-as $$
-declare
-    day date := _from;
-begin
-    while day < _from + 18300 loop
-        if _spec ? 'months' and extract(month from day)::int <> all ((_spec ->> 'months')::int[]) then
-            day := date_trunc('month', day::timestamp) + interval '1 month';
-        elsif rule_has_day(_spec, day) then
-            return day;
-        else
-            day := day + 1;
-        end if;
-    end loop;
-    return null;
-end
-$$;
-
--- rule_next_by_clock: for daily, hourly, minutely and secondly rules: steps from the start, of which whole days, hours and minutes are
--- left out that the rule does not name. Null after 20,000 places without a tick.
-create or replace function jobqueue.rule_next_by_clock(_spec jsonb, _wanted timestamp)
-returns timestamp
-language plpgsql immutable
-set search_path = pg_catalog, jobqueue, pg_temp
-as $$
-declare
-    unit text := case _spec ->> 'freq' when 'DAILY' then 'day' when 'HOURLY' then 'hour' when 'MINUTELY' then 'minute' else 'second' end;
-    hours int[] := (_spec ->> 'hours')::int[];
-    minutes int[] := (_spec ->> 'minutes')::int[];
-    seconds int[] := (_spec ->> 'seconds')::int[];
-    origin timestamp := date_trunc(unit, (_spec ->> 'start')::timestamp);
-    step bigint := (_spec ->> 'interval')::bigint * case unit when 'day' then 86400 when 'hour' then 3600 when 'minute' then 60 else 1 end;
-    place timestamp := date_trunc(unit, _wanted);
-    day date;
-    result timestamp;
-begin
-    for i in 1 .. 20000 loop
-        -- the first step at or after the place
-        place := origin + make_interval(secs => ceil(extract(epoch from place - origin) / step) * step);
-        if place::date is distinct from day then
-            day := rule_day(_spec, place::date);
-            exit when day is null;
-        end if;
-        if day > place::date then
-            place := day; day := null;
-        elsif unit <> 'day' and extract(hour from place)::int <> all (hours) then
-            place := date_trunc('hour', place) + interval '1 hour';
-        elsif unit in ('minute', 'second') and extract(minute from place)::int <> all (minutes) then
-            place := date_trunc('minute', place) + interval '1 minute';
-        elsif unit = 'second' and extract(second from place)::int <> all (seconds) then
-            place := place + interval '1 s';
-        else
-            result := rule_first_of_set(array[place::date],
-                case when unit = 'day' then hours else array[extract(hour from place)::int] end,
-                case when unit in ('day', 'hour') then minutes else array[extract(minute from place)::int] end,
-                case when unit = 'second' then array[extract(second from place)::int] else seconds end,
-                coalesce((_spec ->> 'places')::int[], array(select generate_series(1, 0))), _wanted);
-            exit when result is not null;
-            place := place + make_interval(secs => step);
-        end if;
-    end loop;
     return result;
 end
 $$;

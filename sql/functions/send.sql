@@ -32,35 +32,51 @@ begin
 end
 $$;
 
--- store_job: put one job into its line, or say who stands in its place.
-create or replace function jobqueue.store_job(_job jobqueue.job, _stages jsonb, out id uuid, out created boolean, out reason text)
+-- store_job: put one job into its line, or say who stands in its place. A debounced job whose slot is taken goes into the next slot;
+-- if that is taken too it is merged there (merge_payload) or dropped.
+create or replace function jobqueue.store_job(
+    _job jobqueue.job, _options jsonb, _policy text, out id uuid, out created boolean, out reason text, out due timestamptz)
 language plpgsql
 set search_path = pg_catalog, jobqueue, pg_temp
 as $$
 #variable_conflict use_column
 declare
     r jobqueue.job := _job;
-    holder jobqueue.job;
+    slot interval := to_interval(_options -> 'debounce_seconds', 'debounce_seconds');
+    stages jsonb;
 begin
-    if r.run_at > now() then
-        r.wait_until := r.run_at;
-    else
-        r.ready_seq := next_ready();
-    end if;
-    insert into job select r.* on conflict do nothing;
-    if found then
-        if r.total_stages > 0 then
-            insert into stage (job_id, tenant, name, position, weight)
-            select r.id, r.tenant, s.name, s.position, s.weight from stage_list(_stages) s;
+    -- again if the one in its place went away between the insert and the look
+    for round in 1 .. 5 loop
+        r.wait_until := case when r.run_at > now() then r.run_at end;
+        r.ready_seq := case when r.wait_until is null then next_ready() end;
+        insert into job select r.* on conflict do nothing;
+        if found then
+            if r.total_stages > 0 then
+                stages := coalesce(_options -> 'stages', (select t.stages from job_type t where t.name = r.job_type));
+                insert into stage (job_id, tenant, name, position, weight)
+                select r.id, r.tenant, s.name, s.position, s.weight from stage_list(stages) s;
+            end if;
+            id := r.id; created := true; due := r.run_at;
+            return;
         end if;
-        id := r.id; created := true;
-        return;
-    end if;
-    select * into holder from job j where j.id = r.id;
-    if found and holder.tenant <> r.tenant then
-        perform refuse('JQ409', 'CONFLICT', 'This id is taken.', 'Give another id, or none.');
-    end if;
-    id := r.id; created := false; reason := 'duplicate_id';
+        select h.id, h.reason into id, reason from holder_of(r, _options, _policy) h;
+        created := false;
+        if reason = 'debounced' and r.run_at < slot_end(slot, now()) then
+            r.run_at := slot_end(slot, now());
+            r.held_key := slot_key(r.tenant, r.singleton_key, slot, r.run_at);
+        elsif reason = 'debounced' and to_boolean(_options -> 'merge_payload', 'merge_payload') then
+            update job j
+            set payload = case when jsonb_typeof(j.payload) = 'object' and jsonb_typeof(r.payload) = 'object'
+                    then j.payload || r.payload else r.payload end,
+                version = j.version + 1, updated_at = now()
+            where j.id = store_job.id and j.status = 'pending';
+            perform refuse_large((select j.payload from job j where j.id = store_job.id), 'payload', 8388608);
+            return;
+        elsif reason is not null then
+            return;
+        end if;
+    end loop;
+    perform refuse('JQ409', 'CONFLICT', 'The key of this job changes hands too quickly.', 'Send it again.');
 end
 $$;
 
@@ -118,18 +134,13 @@ $$;
 -- send_one: the general way of one job; due is when it may run.
 create or replace function jobqueue.send_one(
     _queue jobqueue.queue, _payload jsonb, _options jsonb, out id uuid, out created boolean, out reason text, out due timestamptz)
-language plpgsql
+language sql
 set search_path = pg_catalog, jobqueue, pg_temp
 as $$
-#variable_conflict use_column
-declare
-    r jobqueue.job;
-begin
-    r := new_job(_queue, _payload, coalesce(_options, '{}'));
-    select s.id, s.created, s.reason into id, created, reason
-    from store_job(r, coalesce(_options -> 'stages', (select t.stages from job_type t where t.name = r.job_type))) s;
-    due := r.run_at;
-end
+    select s.*
+    from new_job(_queue, _payload, coalesce(_options, '{}')) r
+    cross join lateral store_job(r, coalesce((select t.options from job_type t where t.name = r.job_type), '{}')
+        || coalesce(_options, '{}'), _queue.policy) s
 $$;
 
 -- send_many: add many jobs to a queue in one call; all or none.

@@ -116,12 +116,15 @@ begin
         next := local_next(_spec, local);
         if next is null then
             return null;
-        elsif utc_offset(_zone, place) <> utc_offset(_zone, place + interval '24 hours') then
+        end if;
+        at := next at time zone 'UTC' - utc_offset(_zone, place);
+        if utc_offset(_zone, place) <> utc_offset(_zone, place + interval '24 hours') then
             change := clock_change(_zone, place, place + interval '24 hours');
-            at := next at time zone 'UTC' - utc_offset(_zone, place);
             if at < change then
                 return at;
             end if;
+        elsif at <= place + interval '24 hours' then
+            return at;
         else
             select m.at, m.skipped into at, is_skipped from moment_of(_zone, next) m;
             if not is_skipped then
@@ -251,6 +254,15 @@ begin
     end loop;
     return ticks;
 end
+$$;
+
+-- utc_text: a moment as RFC 3339 in UTC, whatever the session's settings are.
+create or replace function jobqueue.utc_text(_at timestamptz)
+returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select to_char(_at at time zone 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"')
 $$;
 
 -- zone_name: the name of a time zone as the IANA database spells it. JQ400 for others: Postgres itself would take "Foo5" for a zone.

@@ -4,3 +4,4 @@ drop table jobqueue.idempotency_key, jobqueue.watch, jobqueue.maintenance, jobqu
     jobqueue.job_type, jobqueue.queue, jobqueue.setting cascade;
 drop sequence jobqueue.ready_seq;
 drop function jobqueue.new_id() cascade;
+drop function if exists jobqueue.refuse_inconsistent(uuid, text) cascade;

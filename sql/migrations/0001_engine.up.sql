@@ -98,6 +98,9 @@ create table jobqueue.tenant_pause (
     paused_by text not null
 );
 
+-- Named by a CHECK below; sql/functions/guard.sql has the body.
+create function jobqueue.refuse_inconsistent(_id uuid, _status text) returns boolean language sql as $$ select false $$;
+
 -- Columns are in this order for a reason: those that never change stand first, so that the write-ahead log of an update holds
 -- only the changed rest of the row.
 create table jobqueue.job (
@@ -183,7 +186,9 @@ create table jobqueue.job (
         and (paused_at is not null or status <> 'paused')
         and case status when 'completed' then error_class is null when 'failed' then error_class is not null else true end
         and case when requested_action is null then true else status = 'processing' and requested_action in ('cancel', 'pause') end
-        and progress_pct between case status when 'completed' then 100 else 0 end and 100),
+        and progress_pct between case status when 'completed' then 100 else 0 end and 100
+        -- reached by inconsistent rows only: one that would also be an illegal transition says so (JQ409 instead of 23514)
+        or jobqueue.refuse_inconsistent(id, status)),
     constraint job_counts_are_sane check (priority > -2147483647 and least(retry_count, attempt) >= 0),
     constraint job_tenant_is_named check (tenant <> '')
 ) with (

@@ -60,7 +60,7 @@ def test_a_consistent_update_by_hand_outside_the_table_is_refused(engine: Engine
         assert engine.job(job) == before
 
 
-@pytest.mark.xfail(strict=True, reason="the CHECK speaks before the guard; needs a change of migration 0001")
+
 @pytest.mark.parametrize("old", STATUSES)
 def test_a_bare_update_of_the_status_outside_the_table_is_refused(engine: Engine, old: str) -> None:
     job = engine.in_status(old)

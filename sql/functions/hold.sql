@@ -1,0 +1,124 @@
+-- Keys that a job holds: at most one job of a queue has a held_key (index job_held_key). Which statuses hold it is data (hold_mask), so
+-- that one index serves every policy and no index names the status. A transition writes held_key = case when its mask has the new
+-- status then held_key end; nothing more is needed at completion.
+
+-- hold_of: what a new job holds, by its options and the policy of its queue.
+--   short: one job that has not started (per singleton key; without one, per queue)
+--   exclusive: one job that has not ended
+--   singleton_key in a queue without policy: one job of that key that has not ended
+--   throttle_seconds, debounce_seconds: one job per slot of so many seconds; slot_until: window (until the slot is over, default) or
+--   ended (until the job has ended)
+create or replace function jobqueue.hold_of(_job jobqueue.job, _queue jobqueue.queue, _options jsonb)
+returns jobqueue.job
+language plpgsql volatile
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+declare
+    r jobqueue.job := _job;
+    slot interval := coalesce(to_interval(_options -> 'throttle_seconds', 'throttle_seconds'),
+        to_interval(_options -> 'debounce_seconds', 'debounce_seconds'));
+    until_when text := coalesce(to_text(_options -> 'slot_until', 'slot_until', 20), 'window');
+begin
+    if _options -> 'throttle_seconds' <> 'null' and _options -> 'debounce_seconds' <> 'null' then
+        perform refuse('JQ400', 'INVALID_ARGUMENT', 'throttle_seconds and debounce_seconds exclude each other.', 'Give one of the two.');
+    elsif slot < interval '1 s' then
+        perform refuse('JQ400', 'INVALID_ARGUMENT', 'A slot lasts at least 1 second.');
+    elsif until_when not in ('window', 'ended') then
+        perform refuse('JQ400', 'INVALID_ARGUMENT', format('slot_until must be "window" or "ended", not "%s".', until_when), '',
+            '{"option": "slot_until"}');
+    end if;
+    if slot is not null then
+        r.held_key := slot_key(r.tenant, r.singleton_key, slot, now());
+        r.hold_mask := case until_when when 'ended' then 15 else 191 end;
+    elsif _queue.policy = 'short' then
+        r.held_key := policy_key(r.tenant, r.singleton_key);
+        r.hold_mask := 11;
+        r.options := coalesce(r.options, '{}') || jsonb_build_object('hold', r.held_key, 'hold_once', true);
+    elsif _queue.policy = 'exclusive' or (_queue.policy = 'standard' and r.singleton_key is not null) then
+        r.held_key := policy_key(r.tenant, r.singleton_key);
+        r.hold_mask := 15;
+        r.options := coalesce(r.options, '{}') || jsonb_build_object('hold', r.held_key);
+    end if;
+    return r;
+end
+$$;
+
+-- policy_key, slot_key: a key as it is held: per tenant; without a key per queue, over all tenants. Lengths keep "a:b" and "a", "b" apart.
+create or replace function jobqueue.policy_key(_tenant text, _key text)
+returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    select case when _key is null then 'queue' else format('key:%s:%s:%s', length(_tenant), _tenant, _key) end
+$$;
+
+create or replace function jobqueue.slot_key(_tenant text, _key text, _slot interval, _at timestamptz)
+returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    select format('slot:%s:%s:%s:%s:%s', extract(epoch from _slot)::numeric(20, 3),
+        floor(extract(epoch from _at) / extract(epoch from _slot)), length(_tenant), _tenant, coalesce(_key, ''))
+$$;
+
+-- slot_end: when the slot of a time is over.
+create or replace function jobqueue.slot_end(_slot interval, _at timestamptz)
+returns timestamptz
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    select to_timestamp((floor(extract(epoch from _at) / extract(epoch from _slot)) + 1) * extract(epoch from _slot))
+$$;
+
+-- hold_key_again: the key that a job takes up when a person puts it back into the line; JQ409 with the holder if it is taken.
+create or replace function jobqueue.hold_key_again(_job jobqueue.job, _to text)
+returns text
+language plpgsql
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+declare
+    key text := _job.options ->> 'hold';
+    holder jobqueue.job;
+begin
+    if key is null or (_job.options ? 'hold_once' and _job.retry_count > 0) then
+        return null;
+    end if;
+    select * into holder from job j where j.queue = _job.queue and j.held_key = key and j.id <> _job.id;
+    if found then
+        perform refuse('JQ409', 'CONFLICT', format('Job %s holds the key of this job.', case when sees_tenant(holder.tenant) then holder.id::text
+                else 'of another tenant' end),
+            'Wait until it has ended, or cancel it.',
+            jsonb_build_object('id', _job.id, 'holder', case when sees_tenant(holder.tenant) then holder.id end));
+    end if;
+    return key;
+end
+$$;
+
+-- holder_of: who stands in the place of a job that could not be stored; a holder of another tenant is told without its id.
+create or replace function jobqueue.holder_of(_job jobqueue.job, _options jsonb, _policy text, out id uuid, out reason text)
+language plpgsql
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+#variable_conflict use_column
+declare
+    holder jobqueue.job;
+begin
+    select * into holder from job j where j.id = _job.id;
+    if found then
+        if holder.tenant <> _job.tenant then
+            perform refuse('JQ409', 'CONFLICT', 'This id is taken.', 'Give another id, or none.');
+        end if;
+        id := holder.id; reason := 'duplicate_id';
+        return;
+    end if;
+    select * into holder from job j where j.queue = _job.queue and j.held_key = _job.held_key;
+    if found then
+        id := case when holder.tenant = _job.tenant then holder.id end;
+        reason := case
+            when nullif(_options -> 'debounce_seconds', 'null') is not null then 'debounced'
+            when nullif(_options -> 'throttle_seconds', 'null') is not null then 'throttled'
+            when _policy <> 'standard' then 'policy'
+            else 'singleton' end;
+    end if;
+end
+$$;
