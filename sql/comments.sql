@@ -36,6 +36,7 @@ comment on column jobqueue.job_type.queue is 'Queue that app.send puts it into.'
 comment on column jobqueue.job_type.label is 'Name for people, for example Indexing: {payload.path}.';
 comment on column jobqueue.job_type.options is 'Options of send that apply unless the call says otherwise.';
 comment on column jobqueue.job_type.stages is 'Stages: names, or objects with name and weight.';
+comment on column jobqueue.job_type.applies is 'Whether it says anything about its jobs; if not, sending takes the short way.';
 comment on column jobqueue.job_type.pausable is 'Whether its jobs may be paused while they run.';
 comment on column jobqueue.job_type.paused_at is 'Since when nothing of it is claimed; null: not paused.';
 comment on column jobqueue.job_type.pause_reason is 'Why it is paused.';
@@ -392,7 +393,6 @@ comment on constraint checkpoint_hash_is_sha256 on jobqueue.checkpoint is 'A has
 comment on constraint checkpoint_reference_has_hash on jobqueue.checkpoint is 'A reference needs the hash of what it refers to.';
 
 comment on trigger job_guard on jobqueue.job is 'Refuses every change of status that is not allowed (JQ409).';
-comment on trigger job_guard_insert on jobqueue.job is 'A job begins as pending or blocked.';
 comment on trigger job_guard_delete on jobqueue.job is 'Only an ended job can be deleted.';
 comment on trigger job_children_go on jobqueue.job is 'What hangs on deleted jobs goes with them.';
 

@@ -9,6 +9,10 @@ CREATE FUNCTION jobqueue.acknowledge(id uuid, token uuid) RETURNS text
 CREATE FUNCTION jobqueue.new_id() RETURNS uuid
     LANGUAGE sql PARALLEL SAFE;
 
+CREATE FUNCTION jobqueue.refuse_inconsistent(_id uuid, _status text) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
 CREATE TABLE jobqueue.job (
     id uuid DEFAULT jobqueue.new_id() NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
@@ -78,7 +82,7 @@ CREATE TABLE jobqueue.job (
     checkpoint_id bigint,
     unfinished_parents integer DEFAULT 0 NOT NULL,
     CONSTRAINT job_counts_are_sane CHECK (((priority > '-2147483647'::integer) AND (LEAST(retry_count, attempt) >= 0))),
-    CONSTRAINT job_is_consistent CHECK (((num_nonnulls(ready_seq, wait_until, inbox_seq, park_seq) = ((status = 'pending'::text))::integer) AND ((lease_until IS NOT NULL) = (status = 'processing'::text)) AND ((num_nulls(claim_token, worker_id, started_at) = 0) OR (status <> 'processing'::text)) AND ((claim_token IS NULL) OR (status = ANY (ARRAY['processing'::text, 'completed'::text]))) AND ((completed_at IS NOT NULL) = (status = ANY (ARRAY['completed'::text, 'failed'::text, 'cancelled'::text, 'skipped'::text]))) AND ((failed_at IS NOT NULL) = (status = 'failed'::text)) AND ((paused_at IS NOT NULL) OR (status <> 'paused'::text)) AND
+    CONSTRAINT job_is_consistent CHECK ((((num_nonnulls(ready_seq, wait_until, inbox_seq, park_seq) = ((status = 'pending'::text))::integer) AND ((lease_until IS NOT NULL) = (status = 'processing'::text)) AND ((num_nulls(claim_token, worker_id, started_at) = 0) OR (status <> 'processing'::text)) AND ((claim_token IS NULL) OR (status = ANY (ARRAY['processing'::text, 'completed'::text]))) AND ((completed_at IS NOT NULL) = (status = ANY (ARRAY['completed'::text, 'failed'::text, 'cancelled'::text, 'skipped'::text]))) AND ((failed_at IS NOT NULL) = (status = 'failed'::text)) AND ((paused_at IS NOT NULL) OR (status <> 'paused'::text)) AND
 CASE status
     WHEN 'completed'::text THEN (error_class IS NULL)
     WHEN 'failed'::text THEN (error_class IS NOT NULL)
@@ -91,7 +95,7 @@ END AND ((progress_pct >=
 CASE status
     WHEN 'completed'::text THEN 100
     ELSE 0
-END) AND (progress_pct <= 100)))),
+END) AND (progress_pct <= 100))) OR jobqueue.refuse_inconsistent(id, status))),
     CONSTRAINT job_status_is_known CHECK ((status = ANY (ARRAY['blocked'::text, 'pending'::text, 'processing'::text, 'paused'::text, 'completed'::text, 'failed'::text, 'cancelled'::text, 'skipped'::text]))),
     CONSTRAINT job_tenant_is_named CHECK ((tenant <> ''::text))
 )
@@ -153,6 +157,42 @@ CREATE FUNCTION jobqueue.check_reason(_reason text) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE TABLE jobqueue.queue (
+    name text NOT NULL COLLATE pg_catalog."C",
+    number integer NOT NULL,
+    policy text DEFAULT 'standard'::text NOT NULL,
+    max_retries integer DEFAULT 3 NOT NULL,
+    retry_delay interval DEFAULT '00:01:00'::interval NOT NULL,
+    retry_backoff boolean DEFAULT true NOT NULL,
+    retry_delay_max interval DEFAULT '00:30:00'::interval,
+    timeout interval DEFAULT '00:15:00'::interval,
+    max_runtime interval,
+    lease interval DEFAULT '00:00:30'::interval NOT NULL,
+    expires_in interval,
+    keep_completed interval DEFAULT '7 days'::interval,
+    keep_ended interval DEFAULT '30 days'::interval,
+    dead_letter text COLLATE pg_catalog."C",
+    concurrency integer,
+    group_concurrency jsonb,
+    key_concurrency integer,
+    rate_limit jsonb,
+    ageing interval,
+    fair_by text,
+    warn_backlog integer,
+    paused_at timestamp with time zone,
+    pause_reason text,
+    paused_by text,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT queue_name_is_plain CHECK ((name ~ '^[A-Za-z0-9_./:-]{1,200}$'::text)),
+    CONSTRAINT queue_options_are_sane CHECK ((((max_retries >= 0) AND (max_retries <= 1000000)) AND (retry_delay >= '00:00:00'::interval) AND (retry_delay_max >= '00:00:00'::interval) AND (timeout > '00:00:00'::interval) AND (max_runtime > '00:00:00'::interval) AND (lease >= '00:00:10'::interval) AND (expires_in > '00:00:00'::interval) AND (keep_completed >= '00:00:00'::interval) AND (keep_ended >= '00:00:00'::interval) AND (concurrency > 0) AND (key_concurrency > 0) AND (warn_backlog > 0) AND (dead_letter <> name))),
+    CONSTRAINT queue_policy_is_known CHECK ((policy = ANY (ARRAY['standard'::text, 'short'::text, 'singleton'::text, 'stately'::text, 'exclusive'::text, 'key_strict_fifo'::text])))
+);
+
+CREATE FUNCTION jobqueue.check_schedule(_name text, _queue jobqueue.queue, _payload jsonb, _options jsonb) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.check_stats(_stats jsonb) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -205,6 +245,10 @@ CREATE FUNCTION jobqueue.clean_text(_value text, _most integer) RETURNS text
     LANGUAGE sql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
 
+CREATE FUNCTION jobqueue.clock_change(_zone text, _from timestamp with time zone, _to timestamp with time zone) RETURNS timestamp with time zone
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.complete(id uuid, token uuid, result jsonb DEFAULT NULL::jsonb, stats jsonb DEFAULT NULL::jsonb) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -212,6 +256,34 @@ CREATE FUNCTION jobqueue.complete(id uuid, token uuid, result jsonb DEFAULT NULL
 CREATE FUNCTION jobqueue.complete_many(results jsonb) RETURNS TABLE(id uuid, outcome text)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.cron_day(_spec jsonb, _from date) RETURNS date
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.cron_field(_field text, _name text, _least integer, _most integer, _names text[] DEFAULT '{}'::text[]) RETURNS integer[]
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.cron_item(_item text, _least integer, _most integer, _names text[]) RETURNS integer[]
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.cron_next(_spec jsonb, _after timestamp without time zone) RETURNS timestamp without time zone
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.cron_spec(_expression text) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.cron_value(_text text, _least integer, _most integer, _names text[]) RETURNS integer
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.day_end(_zone text, _at timestamp with time zone) RETURNS timestamp with time zone
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
 
 CREATE FUNCTION jobqueue.delete_job(id uuid, reason text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
@@ -227,6 +299,41 @@ CREATE FUNCTION jobqueue.drain_worker(worker uuid, reason text) RETURNS void
 
 CREATE FUNCTION jobqueue.drop_dead_letters(_id uuid, _reason text) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE TABLE jobqueue.schedule (
+    name text NOT NULL COLLATE pg_catalog."C",
+    tenant text DEFAULT 'default'::text NOT NULL COLLATE pg_catalog."C",
+    queue text NOT NULL COLLATE pg_catalog."C",
+    expression text NOT NULL,
+    time_zone text DEFAULT 'UTC'::text NOT NULL,
+    spec jsonb NOT NULL,
+    payload jsonb DEFAULT '{}'::jsonb NOT NULL,
+    options jsonb DEFAULT '{}'::jsonb NOT NULL,
+    missed text DEFAULT 'skip'::text NOT NULL,
+    paused_at timestamp with time zone,
+    pause_reason text,
+    paused_by text,
+    next_at timestamp with time zone,
+    retry_at timestamp with time zone,
+    failures integer DEFAULT 0 NOT NULL,
+    last_error text,
+    last_at timestamp with time zone,
+    last_job_id uuid,
+    last_reason text,
+    gap_from timestamp with time zone,
+    gap_until timestamp with time zone,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT schedule_failure_is_tried_again CHECK (((retry_at IS NULL) = (failures = 0))),
+    CONSTRAINT schedule_missed_is_known CHECK ((missed = ANY (ARRAY['skip'::text, 'once'::text, 'all'::text]))),
+    CONSTRAINT schedule_name_is_plain CHECK ((name ~ '^[A-Za-z0-9_./:-]{1,200}$'::text)),
+    CONSTRAINT schedule_tenant_is_named CHECK ((tenant <> ''::text))
+)
+WITH (fillfactor='70');
+
+CREATE FUNCTION jobqueue.due_ticks(_schedule jobqueue.schedule) RETURNS timestamp with time zone[]
+    LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.edit_distance(_a text, _b text) RETURNS integer
@@ -262,6 +369,14 @@ CREATE FUNCTION jobqueue.fail_one(_id uuid, _token uuid, _error jsonb, _retry_in
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.first_ticks(_spec jsonb, _from timestamp with time zone, _until timestamp with time zone, _max integer) RETURNS timestamp with time zone[]
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.fixed_tick_after(_spec jsonb, _zone text, _after timestamp with time zone) RETURNS timestamp with time zone
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.give_back(_job jobqueue.job, _outcome text, _run_at timestamp with time zone, _seq bigint) RETURNS text
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -279,9 +394,17 @@ CREATE FUNCTION jobqueue.heartbeat(worker uuid, jobs jsonb DEFAULT '[]'::jsonb) 
     SET enable_mergejoin TO 'off'
     SET jit TO 'off';
 
-CREATE FUNCTION jobqueue.hold_key_of(_job jobqueue.job) RETURNS text
-    LANGUAGE sql IMMUTABLE
-    SET search_path TO 'pg_catalog', 'pg_temp';
+CREATE FUNCTION jobqueue.hold_key_again(_job jobqueue.job, _to text) RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.hold_of(_job jobqueue.job, _queue jobqueue.queue, _options jsonb) RETURNS jobqueue.job
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.holder_of(_job jobqueue.job, _options jsonb, _policy text, OUT id uuid, OUT reason text) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.housekeeping() RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
@@ -334,6 +457,14 @@ CREATE FUNCTION jobqueue.http_watch(_role text, _topics text[], _duration interv
 CREATE FUNCTION jobqueue.http_with(_object text, _key text, _list json) RETURNS text
     LANGUAGE sql IMMUTABLE;
 
+CREATE FUNCTION jobqueue.interval_tick_after(_spec jsonb, _zone text, _after timestamp with time zone) RETURNS timestamp with time zone
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.is_excluded(_spec jsonb, _at timestamp with time zone) RETURNS boolean
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
 CREATE FUNCTION jobqueue.is_only_api(_role name) RETURNS boolean
     LANGUAGE sql STABLE PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp';
@@ -341,38 +472,6 @@ CREATE FUNCTION jobqueue.is_only_api(_role name) RETURNS boolean
 CREATE FUNCTION jobqueue.is_pausable(_job jobqueue.job) RETURNS boolean
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
-
-CREATE TABLE jobqueue.queue (
-    name text NOT NULL COLLATE pg_catalog."C",
-    number integer NOT NULL,
-    policy text DEFAULT 'standard'::text NOT NULL,
-    max_retries integer DEFAULT 3 NOT NULL,
-    retry_delay interval DEFAULT '00:01:00'::interval NOT NULL,
-    retry_backoff boolean DEFAULT true NOT NULL,
-    retry_delay_max interval DEFAULT '00:30:00'::interval,
-    timeout interval DEFAULT '00:15:00'::interval,
-    max_runtime interval,
-    lease interval DEFAULT '00:00:30'::interval NOT NULL,
-    expires_in interval,
-    keep_completed interval DEFAULT '7 days'::interval,
-    keep_ended interval DEFAULT '30 days'::interval,
-    dead_letter text COLLATE pg_catalog."C",
-    concurrency integer,
-    group_concurrency jsonb,
-    key_concurrency integer,
-    rate_limit jsonb,
-    ageing interval,
-    fair_by text,
-    warn_backlog integer,
-    paused_at timestamp with time zone,
-    pause_reason text,
-    paused_by text,
-    created_at timestamp with time zone DEFAULT now() NOT NULL,
-    updated_at timestamp with time zone DEFAULT now() NOT NULL,
-    CONSTRAINT queue_name_is_plain CHECK ((name ~ '^[A-Za-z0-9_./:-]{1,200}$'::text)),
-    CONSTRAINT queue_options_are_sane CHECK ((((max_retries >= 0) AND (max_retries <= 1000000)) AND (retry_delay >= '00:00:00'::interval) AND (retry_delay_max >= '00:00:00'::interval) AND (timeout > '00:00:00'::interval) AND (max_runtime > '00:00:00'::interval) AND (lease >= '00:00:10'::interval) AND (expires_in > '00:00:00'::interval) AND (keep_completed >= '00:00:00'::interval) AND (keep_ended >= '00:00:00'::interval) AND (concurrency > 0) AND (key_concurrency > 0) AND (warn_backlog > 0) AND (dead_letter <> name))),
-    CONSTRAINT queue_policy_is_known CHECK ((policy = ANY (ARRAY['standard'::text, 'short'::text, 'singleton'::text, 'stately'::text, 'exclusive'::text, 'key_strict_fifo'::text])))
-);
 
 CREATE FUNCTION jobqueue.is_plain(_queue jobqueue.queue) RETURNS boolean
     LANGUAGE sql STABLE;
@@ -396,11 +495,19 @@ CREATE FUNCTION jobqueue.last_checkpoint(id uuid, token uuid) RETURNS TABLE(stag
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.local_next(_spec jsonb, _after timestamp without time zone) RETURNS timestamp without time zone
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
 CREATE FUNCTION jobqueue.lock_claim(_id uuid, _token uuid) RETURNS jobqueue.job
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.lock_job(_id uuid) RETURNS jobqueue.job
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.lock_schedule(_name text) RETURNS jobqueue.schedule
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
@@ -410,6 +517,10 @@ CREATE FUNCTION jobqueue.maintain(_worker uuid DEFAULT NULL::uuid, _only text[] 
 
 CREATE FUNCTION jobqueue.mark_done(id uuid, token uuid, keys text[]) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.moment_of(_zone text, _local timestamp without time zone, OUT at timestamp with time zone, OUT skipped boolean) RETURNS record
+    LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.new_job(_queue jobqueue.queue, _payload jsonb, _options jsonb) RETURNS jobqueue.job
@@ -427,6 +538,10 @@ CREATE FUNCTION jobqueue.next_due(_queues text[] DEFAULT NULL::text[]) RETURNS t
 CREATE FUNCTION jobqueue.next_ready() RETURNS bigint
     LANGUAGE sql;
 
+CREATE FUNCTION jobqueue.next_tick() RETURNS timestamp with time zone
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.note_action(_action text, _job uuid, _tenant text, _target text, _from text, _to text, _reason text, _details jsonb DEFAULT NULL::jsonb) RETURNS void
     LANGUAGE sql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -436,6 +551,18 @@ CREATE FUNCTION jobqueue.option_interval(_options jsonb, _name text, _default in
 
 CREATE FUNCTION jobqueue.pause(id uuid, reason text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.pause_schedule(name text, reason text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.policy_key(_tenant text, _key text) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.preview_schedule(expression text, time_zone text DEFAULT 'UTC'::text, count integer DEFAULT 5, after timestamp with time zone DEFAULT now()) RETURNS TABLE(tick timestamp with time zone)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.prioritize(id uuid, priority integer, reason text) RETURNS text
@@ -489,6 +616,10 @@ CREATE FUNCTION jobqueue.refuse_large(_value jsonb, _what text, _default bigint)
     SET search_path TO 'pg_catalog', 'pg_temp';
 
 CREATE FUNCTION jobqueue.refuse_lost(_id uuid) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.refuse_rule(_message text, _part text, _hint text DEFAULT ''::text) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp';
 
@@ -563,6 +694,10 @@ CREATE FUNCTION jobqueue.resume(id uuid, reason text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.resume_schedule(name text, reason text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.retry(id uuid, reason text, from_start boolean DEFAULT false) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -571,8 +706,108 @@ CREATE FUNCTION jobqueue.retry_delay_of(_options jsonb, _queue jobqueue.queue, _
     LANGUAGE sql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.rrule_next(_spec jsonb, _after timestamp without time zone) RETURNS timestamp without time zone
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.rrule_spec(_expression text, _zone text, _starts timestamp with time zone) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.rule_day(_spec jsonb, _from date) RETURNS date
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.rule_end(_spec jsonb, _parts jsonb) RETURNS timestamp with time zone
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.rule_fields(_parts jsonb, _start timestamp without time zone) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.rule_first_of_period(_spec jsonb, _first date, _last date, _wanted timestamp without time zone) RETURNS timestamp without time zone
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.rule_first_of_set(_days date[], _hours integer[], _minutes integer[], _seconds integer[], _places integer[], _wanted timestamp without time zone) RETURNS timestamp without time zone
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.rule_first_of_step(_spec jsonb, _place timestamp without time zone, _wanted timestamp without time zone) RETURNS timestamp without time zone
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.rule_has_day(_spec jsonb, _day date) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.rule_has_weekday(_spec jsonb, _day date) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.rule_lines(_expression text) RETURNS TABLE(name text, value text, zone text, kind text)
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.rule_moments(_expression text, _name text, _zone text) RETURNS TABLE(at timestamp with time zone, day date)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.rule_next_by_calendar(_spec jsonb, _wanted timestamp without time zone) RETURNS timestamp without time zone
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.rule_next_by_clock(_spec jsonb, _wanted timestamp without time zone) RETURNS timestamp without time zone
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.rule_numbers(_text text, _part text, _least integer, _most integer, _signed boolean DEFAULT false) RETURNS integer[]
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.rule_parts(_rule text) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.rule_tick_after(_spec jsonb, _after timestamp with time zone) RETURNS timestamp with time zone
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.rule_time(_text text, _part text, _zone text) RETURNS timestamp without time zone
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.rule_weekdays(_text text, _freq text) RETURNS integer[]
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.rule_zone(_expression text, _zone text) RETURNS text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.run_now(id uuid, reason text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.run_schedule(_schedule jobqueue.schedule) RETURNS integer
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.run_schedules(_max integer DEFAULT 500, OUT sent integer, OUT next_due timestamp with time zone) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET "jobqueue.tenants" TO '*';
+
+CREATE FUNCTION jobqueue.schedule(name text, queue text, expression text, payload jsonb DEFAULT '{}'::jsonb, options jsonb DEFAULT '{}'::jsonb) RETURNS timestamp with time zone
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.schedule_options() RETURNS text[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE;
+
+CREATE FUNCTION jobqueue.schedule_spec(_expression text, _zone text, _starts timestamp with time zone) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.see_worker(_worker uuid) RETURNS void
@@ -604,7 +839,7 @@ CREATE FUNCTION jobqueue.send_many(queue text, jobs jsonb) RETURNS TABLE(id uuid
     SET jit TO 'off';
 
 CREATE FUNCTION jobqueue.send_one(_queue jobqueue.queue, _payload jsonb, _options jsonb, OUT id uuid, OUT created boolean, OUT reason text, OUT due timestamp with time zone) RETURNS record
-    LANGUAGE plpgsql
+    LANGUAGE sql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.setting_of(_name text, _default jsonb) RETURNS jsonb
@@ -619,11 +854,20 @@ CREATE FUNCTION jobqueue.settle(_worker uuid, _ids uuid[], _tokens uuid[], _resu
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
     SET enable_sort TO 'off'
-    SET jit TO 'off';
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan';
 
 CREATE FUNCTION jobqueue.skip(id uuid, reason text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.slot_end(_slot interval, _at timestamp with time zone) RETURNS timestamp with time zone
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.slot_key(_tenant text, _key text, _slot interval, _at timestamp with time zone) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
 
 CREATE FUNCTION jobqueue.snapshot_bounds() RETURNS TABLE(xmin bigint, xmax bigint)
     LANGUAGE sql SECURITY DEFINER
@@ -657,13 +901,29 @@ CREATE FUNCTION jobqueue.stop_worker(_worker uuid) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
-CREATE FUNCTION jobqueue.store_job(_job jobqueue.job, _stages jsonb, OUT id uuid, OUT created boolean, OUT reason text) RETURNS record
+CREATE FUNCTION jobqueue.store_job(_job jobqueue.job, _options jsonb, _policy text, OUT id uuid, OUT created boolean, OUT reason text, OUT due timestamp with time zone) RETURNS record
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.store_progress(_id uuid, _token uuid, _pct integer, _message text, _data jsonb) RETURNS boolean
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.tick_after(_spec jsonb, _after timestamp with time zone) RETURNS timestamp with time zone
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.tick_options(_schedule jobqueue.schedule, _tick timestamp with time zone) RETURNS jsonb
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.ticks_between(_spec jsonb, _from timestamp with time zone, _until timestamp with time zone, _max integer) RETURNS timestamp with time zone[]
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.time_at_or_after(_hours integer[], _minutes integer[], _seconds integer[], _from time without time zone) RETURNS time without time zone
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
 
 CREATE FUNCTION jobqueue.to_bigint(_value jsonb, _name text) RETURNS bigint
     LANGUAGE plpgsql IMMUTABLE
@@ -697,6 +957,18 @@ CREATE FUNCTION jobqueue.to_weight(_value jsonb, _name text) RETURNS double prec
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
 
+CREATE FUNCTION jobqueue.unschedule(name text) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.utc_offset(_zone text, _at timestamp with time zone) RETURNS interval
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.utc_text(_at timestamp with time zone) RETURNS text
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
 CREATE FUNCTION jobqueue.visible_tenants() RETURNS text[]
     LANGUAGE sql STABLE PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp';
@@ -711,6 +983,10 @@ CREATE FUNCTION jobqueue.wake_many(_queues text[]) RETURNS void
 
 CREATE FUNCTION jobqueue.watch(topic text, duration interval DEFAULT '00:01:00'::interval) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.zone_name(_zone text) RETURNS text
+    LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE TABLE jobqueue.audit (
@@ -881,6 +1157,7 @@ CREATE TABLE jobqueue.job_type (
     options jsonb DEFAULT '{}'::jsonb NOT NULL,
     stages jsonb,
     pausable boolean DEFAULT false NOT NULL,
+    applies boolean GENERATED ALWAYS AS (((options <> '{}'::jsonb) OR (label IS NOT NULL) OR (stages IS NOT NULL) OR pausable)) STORED,
     paused_at timestamp with time zone,
     pause_reason text,
     paused_by text,
@@ -1001,6 +1278,37 @@ CREATE SEQUENCE jobqueue.ready_seq
     NO MINVALUE
     NO MAXVALUE
     CACHE 1;
+
+CREATE VIEW jobqueue.schedules WITH (security_invoker='true') AS
+ SELECT name,
+    queue,
+    expression,
+    time_zone,
+    missed,
+    payload,
+    options,
+        CASE
+            WHEN (paused_at IS NOT NULL) THEN 'paused'::text
+            WHEN (next_at IS NULL) THEN 'finished'::text
+            WHEN (failures > 0) THEN 'failing'::text
+            ELSE 'active'::text
+        END AS state,
+    next_at,
+    last_at,
+    last_job_id,
+    last_reason,
+    last_error,
+    failures,
+    retry_at,
+    gap_from,
+    gap_until,
+    paused_at,
+    pause_reason,
+    paused_by,
+    tenant,
+    created_at,
+    updated_at
+   FROM jobqueue.schedule s;
 
 CREATE TABLE jobqueue.schema_migration (
     version integer NOT NULL,
@@ -1142,6 +1450,9 @@ ALTER TABLE ONLY jobqueue.queue
 ALTER TABLE ONLY jobqueue.queue
     ADD CONSTRAINT queue_pkey PRIMARY KEY (name);
 
+ALTER TABLE ONLY jobqueue.schedule
+    ADD CONSTRAINT schedule_pkey PRIMARY KEY (name);
+
 ALTER TABLE ONLY jobqueue.schema_migration
     ADD CONSTRAINT schema_migration_pkey PRIMARY KEY (version);
 
@@ -1197,13 +1508,15 @@ CREATE INDEX job_type_paused ON jobqueue.job_type USING btree (name) WHERE (paus
 
 CREATE INDEX job_waiting ON jobqueue.job USING btree (wait_until) WHERE (wait_until IS NOT NULL);
 
+CREATE INDEX schedule_due ON jobqueue.schedule USING btree (COALESCE(retry_at, next_at)) WHERE ((paused_at IS NULL) AND (next_at IS NOT NULL));
+
+CREATE INDEX schedule_list ON jobqueue.schedule USING btree (tenant, name);
+
 CREATE TRIGGER job_children_go AFTER DELETE ON jobqueue.job REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION jobqueue.remove_children();
 
 CREATE TRIGGER job_guard AFTER UPDATE OF status ON jobqueue.job FOR EACH ROW WHEN (((old.status IS DISTINCT FROM new.status) AND (NOT jobqueue.can_become(old.status, new.status)))) EXECUTE FUNCTION jobqueue.refuse_transition();
 
 CREATE TRIGGER job_guard_delete BEFORE DELETE ON jobqueue.job FOR EACH ROW WHEN ((old.status <> ALL (ARRAY['completed'::text, 'failed'::text, 'cancelled'::text, 'skipped'::text]))) EXECUTE FUNCTION jobqueue.refuse_transition();
-
-CREATE TRIGGER job_guard_insert AFTER INSERT ON jobqueue.job FOR EACH ROW WHEN ((new.status <> ALL (ARRAY['pending'::text, 'blocked'::text]))) EXECUTE FUNCTION jobqueue.refuse_transition();
 
 ALTER TABLE jobqueue.attempt ENABLE ROW LEVEL SECURITY;
 
@@ -1214,6 +1527,8 @@ ALTER TABLE jobqueue.checkpoint ENABLE ROW LEVEL SECURITY;
 ALTER TABLE jobqueue.done_key ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE jobqueue.job ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE jobqueue.schedule ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE jobqueue.stage ENABLE ROW LEVEL SECURITY;
 
@@ -1226,6 +1541,8 @@ CREATE POLICY support_read ON jobqueue.checkpoint FOR SELECT TO jobqueue_support
 CREATE POLICY support_read ON jobqueue.done_key FOR SELECT TO jobqueue_support_readonly USING (true);
 
 CREATE POLICY support_read ON jobqueue.job FOR SELECT TO jobqueue_support_readonly USING (true);
+
+CREATE POLICY support_read ON jobqueue.schedule FOR SELECT TO jobqueue_support_readonly USING (true);
 
 CREATE POLICY support_read ON jobqueue.stage FOR SELECT TO jobqueue_support_readonly USING (true);
 
@@ -1242,6 +1559,8 @@ CREATE POLICY tenant_read ON jobqueue.checkpoint FOR SELECT TO jobqueue_api USIN
 CREATE POLICY tenant_read ON jobqueue.done_key FOR SELECT TO jobqueue_api USING (((tenant = ANY (( SELECT jobqueue.visible_tenants() AS visible_tenants)::text[])) OR ( SELECT jobqueue.sees_all_tenants() AS sees_all_tenants)));
 
 CREATE POLICY tenant_read ON jobqueue.job FOR SELECT TO jobqueue_api USING (((tenant = ANY (( SELECT jobqueue.visible_tenants() AS visible_tenants)::text[])) OR ( SELECT jobqueue.sees_all_tenants() AS sees_all_tenants)));
+
+CREATE POLICY tenant_read ON jobqueue.schedule FOR SELECT TO jobqueue_api USING (((tenant = ANY (( SELECT jobqueue.visible_tenants() AS visible_tenants)::text[])) OR ( SELECT jobqueue.sees_all_tenants() AS sees_all_tenants)));
 
 CREATE POLICY tenant_read ON jobqueue.stage FOR SELECT TO jobqueue_api USING (((tenant = ANY (( SELECT jobqueue.visible_tenants() AS visible_tenants)::text[])) OR ( SELECT jobqueue.sees_all_tenants() AS sees_all_tenants)));
 
@@ -1262,6 +1581,8 @@ REVOKE ALL ON FUNCTION jobqueue.acknowledge(id uuid, token uuid) FROM PUBLIC;
 GRANT ALL ON FUNCTION jobqueue.acknowledge(id uuid, token uuid) TO jobqueue_worker;
 
 REVOKE ALL ON FUNCTION jobqueue.new_id() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.refuse_inconsistent(_id uuid, _status text) FROM PUBLIC;
 
 GRANT SELECT ON TABLE jobqueue.job TO jobqueue_api;
 
@@ -1311,6 +1632,12 @@ REVOKE ALL ON FUNCTION jobqueue.check_action(_job jobqueue.job, _action text) FR
 
 REVOKE ALL ON FUNCTION jobqueue.check_reason(_reason text) FROM PUBLIC;
 
+GRANT SELECT ON TABLE jobqueue.queue TO jobqueue_api;
+
+GRANT SELECT ON TABLE jobqueue.queue TO jobqueue_support_readonly;
+
+REVOKE ALL ON FUNCTION jobqueue.check_schedule(_name text, _queue jobqueue.queue, _payload jsonb, _options jsonb) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.check_stats(_stats jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.check_tenant(_tenant text) FROM PUBLIC;
@@ -1337,6 +1664,8 @@ REVOKE ALL ON FUNCTION jobqueue.clean_error(_error jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.clean_text(_value text, _most integer) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.clock_change(_zone text, _from timestamp with time zone, _to timestamp with time zone) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.complete(id uuid, token uuid, result jsonb, stats jsonb) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.complete(id uuid, token uuid, result jsonb, stats jsonb) TO jobqueue_worker;
@@ -1344,6 +1673,20 @@ GRANT ALL ON FUNCTION jobqueue.complete(id uuid, token uuid, result jsonb, stats
 REVOKE ALL ON FUNCTION jobqueue.complete_many(results jsonb) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.complete_many(results jsonb) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.cron_day(_spec jsonb, _from date) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.cron_field(_field text, _name text, _least integer, _most integer, _names text[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.cron_item(_item text, _least integer, _most integer, _names text[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.cron_next(_spec jsonb, _after timestamp without time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.cron_spec(_expression text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.cron_value(_text text, _least integer, _most integer, _names text[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.day_end(_zone text, _at timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.delete_job(id uuid, reason text) FROM PUBLIC;
 
@@ -1367,6 +1710,12 @@ GRANT ALL ON FUNCTION jobqueue.drain_worker(worker uuid, reason text) TO jobqueu
 
 REVOKE ALL ON FUNCTION jobqueue.drop_dead_letters(_id uuid, _reason text) FROM PUBLIC;
 
+GRANT SELECT ON TABLE jobqueue.schedule TO jobqueue_api;
+
+GRANT SELECT ON TABLE jobqueue.schedule TO jobqueue_support_readonly;
+
+REVOKE ALL ON FUNCTION jobqueue.due_ticks(_schedule jobqueue.schedule) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.edit_distance(_a text, _b text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.end_attempt(_job jobqueue.job, _outcome text, _to text, _run_at timestamp with time zone, _error jsonb, _retry_count integer, _lost_count integer, _suspect boolean, _seq bigint, _reason text) FROM PUBLIC;
@@ -1385,6 +1734,10 @@ GRANT ALL ON FUNCTION jobqueue.fail_many(_failures jsonb) TO jobqueue_worker;
 
 REVOKE ALL ON FUNCTION jobqueue.fail_one(_id uuid, _token uuid, _error jsonb, _retry_in interval) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.first_ticks(_spec jsonb, _from timestamp with time zone, _until timestamp with time zone, _max integer) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.fixed_tick_after(_spec jsonb, _zone text, _after timestamp with time zone) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.give_back(_job jobqueue.job, _outcome text, _run_at timestamp with time zone, _seq bigint) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.has_waiting_children(_id uuid) FROM PUBLIC;
@@ -1393,7 +1746,11 @@ REVOKE ALL ON FUNCTION jobqueue.heartbeat(worker uuid, jobs jsonb) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.heartbeat(worker uuid, jobs jsonb) TO jobqueue_worker;
 
-REVOKE ALL ON FUNCTION jobqueue.hold_key_of(_job jobqueue.job) FROM PUBLIC;
+REVOKE ALL ON FUNCTION jobqueue.hold_key_again(_job jobqueue.job, _to text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.hold_of(_job jobqueue.job, _queue jobqueue.queue, _options jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.holder_of(_job jobqueue.job, _options jsonb, _policy text, OUT id uuid, OUT reason text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.housekeeping() FROM PUBLIC;
 
@@ -1449,6 +1806,10 @@ REVOKE ALL ON FUNCTION jobqueue.http_with(_object text, _key text, _list json) F
 
 GRANT ALL ON FUNCTION jobqueue.http_with(_object text, _key text, _list json) TO jobqueue_api;
 
+REVOKE ALL ON FUNCTION jobqueue.interval_tick_after(_spec jsonb, _zone text, _after timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.is_excluded(_spec jsonb, _at timestamp with time zone) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.is_only_api(_role name) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.is_only_api(_role name) TO jobqueue_api;
@@ -1460,10 +1821,6 @@ GRANT ALL ON FUNCTION jobqueue.is_only_api(_role name) TO jobqueue_producer;
 GRANT ALL ON FUNCTION jobqueue.is_only_api(_role name) TO jobqueue_worker;
 
 REVOKE ALL ON FUNCTION jobqueue.is_pausable(_job jobqueue.job) FROM PUBLIC;
-
-GRANT SELECT ON TABLE jobqueue.queue TO jobqueue_api;
-
-GRANT SELECT ON TABLE jobqueue.queue TO jobqueue_support_readonly;
 
 REVOKE ALL ON FUNCTION jobqueue.is_plain(_queue jobqueue.queue) FROM PUBLIC;
 
@@ -1479,9 +1836,13 @@ REVOKE ALL ON FUNCTION jobqueue.last_checkpoint(id uuid, token uuid) FROM PUBLIC
 
 GRANT ALL ON FUNCTION jobqueue.last_checkpoint(id uuid, token uuid) TO jobqueue_worker;
 
+REVOKE ALL ON FUNCTION jobqueue.local_next(_spec jsonb, _after timestamp without time zone) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.lock_claim(_id uuid, _token uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.lock_job(_id uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.lock_schedule(_name text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.maintain(_worker uuid, _only text[]) FROM PUBLIC;
 
@@ -1491,6 +1852,8 @@ REVOKE ALL ON FUNCTION jobqueue.mark_done(id uuid, token uuid, keys text[]) FROM
 
 GRANT ALL ON FUNCTION jobqueue.mark_done(id uuid, token uuid, keys text[]) TO jobqueue_worker;
 
+REVOKE ALL ON FUNCTION jobqueue.moment_of(_zone text, _local timestamp without time zone, OUT at timestamp with time zone, OUT skipped boolean) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.new_job(_queue jobqueue.queue, _payload jsonb, _options jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.next_due(_queues text[]) FROM PUBLIC;
@@ -1498,6 +1861,10 @@ REVOKE ALL ON FUNCTION jobqueue.next_due(_queues text[]) FROM PUBLIC;
 GRANT ALL ON FUNCTION jobqueue.next_due(_queues text[]) TO jobqueue_worker;
 
 REVOKE ALL ON FUNCTION jobqueue.next_ready() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.next_tick() FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.next_tick() TO jobqueue_worker;
 
 REVOKE ALL ON FUNCTION jobqueue.note_action(_action text, _job uuid, _tenant text, _target text, _from text, _to text, _reason text, _details jsonb) FROM PUBLIC;
 
@@ -1508,6 +1875,22 @@ REVOKE ALL ON FUNCTION jobqueue.pause(id uuid, reason text) FROM PUBLIC;
 GRANT ALL ON FUNCTION jobqueue.pause(id uuid, reason text) TO jobqueue_api;
 
 GRANT ALL ON FUNCTION jobqueue.pause(id uuid, reason text) TO jobqueue_support;
+
+REVOKE ALL ON FUNCTION jobqueue.pause_schedule(name text, reason text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.pause_schedule(name text, reason text) TO jobqueue_api;
+
+GRANT ALL ON FUNCTION jobqueue.pause_schedule(name text, reason text) TO jobqueue_support;
+
+REVOKE ALL ON FUNCTION jobqueue.policy_key(_tenant text, _key text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.preview_schedule(expression text, time_zone text, count integer, after timestamp with time zone) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.preview_schedule(expression text, time_zone text, count integer, after timestamp with time zone) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.preview_schedule(expression text, time_zone text, count integer, after timestamp with time zone) TO jobqueue_worker;
+
+GRANT ALL ON FUNCTION jobqueue.preview_schedule(expression text, time_zone text, count integer, after timestamp with time zone) TO jobqueue_support;
 
 REVOKE ALL ON FUNCTION jobqueue.prioritize(id uuid, priority integer, reason text) FROM PUBLIC;
 
@@ -1540,6 +1923,8 @@ REVOKE ALL ON FUNCTION jobqueue.refuse_job(_id uuid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION jobqueue.refuse_large(_value jsonb, _what text, _default bigint) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.refuse_lost(_id uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.refuse_rule(_message text, _part text, _hint text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.refuse_transition() FROM PUBLIC;
 
@@ -1579,6 +1964,12 @@ GRANT ALL ON FUNCTION jobqueue.resume(id uuid, reason text) TO jobqueue_api;
 
 GRANT ALL ON FUNCTION jobqueue.resume(id uuid, reason text) TO jobqueue_support;
 
+REVOKE ALL ON FUNCTION jobqueue.resume_schedule(name text, reason text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.resume_schedule(name text, reason text) TO jobqueue_api;
+
+GRANT ALL ON FUNCTION jobqueue.resume_schedule(name text, reason text) TO jobqueue_support;
+
 REVOKE ALL ON FUNCTION jobqueue.retry(id uuid, reason text, from_start boolean) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.retry(id uuid, reason text, from_start boolean) TO jobqueue_api;
@@ -1587,11 +1978,69 @@ GRANT ALL ON FUNCTION jobqueue.retry(id uuid, reason text, from_start boolean) T
 
 REVOKE ALL ON FUNCTION jobqueue.retry_delay_of(_options jsonb, _queue jobqueue.queue, _n integer) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.rrule_next(_spec jsonb, _after timestamp without time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.rrule_spec(_expression text, _zone text, _starts timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.rule_day(_spec jsonb, _from date) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.rule_end(_spec jsonb, _parts jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.rule_fields(_parts jsonb, _start timestamp without time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.rule_first_of_period(_spec jsonb, _first date, _last date, _wanted timestamp without time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.rule_first_of_set(_days date[], _hours integer[], _minutes integer[], _seconds integer[], _places integer[], _wanted timestamp without time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.rule_first_of_step(_spec jsonb, _place timestamp without time zone, _wanted timestamp without time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.rule_has_day(_spec jsonb, _day date) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.rule_has_weekday(_spec jsonb, _day date) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.rule_lines(_expression text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.rule_moments(_expression text, _name text, _zone text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.rule_next_by_calendar(_spec jsonb, _wanted timestamp without time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.rule_next_by_clock(_spec jsonb, _wanted timestamp without time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.rule_numbers(_text text, _part text, _least integer, _most integer, _signed boolean) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.rule_parts(_rule text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.rule_tick_after(_spec jsonb, _after timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.rule_time(_text text, _part text, _zone text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.rule_weekdays(_text text, _freq text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.rule_zone(_expression text, _zone text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.run_now(id uuid, reason text) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.run_now(id uuid, reason text) TO jobqueue_api;
 
 GRANT ALL ON FUNCTION jobqueue.run_now(id uuid, reason text) TO jobqueue_support;
+
+REVOKE ALL ON FUNCTION jobqueue.run_schedule(_schedule jobqueue.schedule) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.run_schedules(_max integer, OUT sent integer, OUT next_due timestamp with time zone) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.run_schedules(_max integer, OUT sent integer, OUT next_due timestamp with time zone) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.schedule(name text, queue text, expression text, payload jsonb, options jsonb) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.schedule(name text, queue text, expression text, payload jsonb, options jsonb) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.schedule(name text, queue text, expression text, payload jsonb, options jsonb) TO jobqueue_worker;
+
+GRANT ALL ON FUNCTION jobqueue.schedule(name text, queue text, expression text, payload jsonb, options jsonb) TO jobqueue_support;
+
+REVOKE ALL ON FUNCTION jobqueue.schedule_options() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.schedule_spec(_expression text, _zone text, _starts timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.see_worker(_worker uuid) FROM PUBLIC;
 
@@ -1647,6 +2096,10 @@ GRANT ALL ON FUNCTION jobqueue.skip(id uuid, reason text) TO jobqueue_api;
 
 GRANT ALL ON FUNCTION jobqueue.skip(id uuid, reason text) TO jobqueue_support;
 
+REVOKE ALL ON FUNCTION jobqueue.slot_end(_slot interval, _at timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.slot_key(_tenant text, _key text, _slot interval, _at timestamp with time zone) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.snapshot_bounds() FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.snapshot_bounds() TO jobqueue_worker;
@@ -1673,9 +2126,17 @@ REVOKE ALL ON FUNCTION jobqueue.stop_worker(_worker uuid) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.stop_worker(_worker uuid) TO jobqueue_worker;
 
-REVOKE ALL ON FUNCTION jobqueue.store_job(_job jobqueue.job, _stages jsonb, OUT id uuid, OUT created boolean, OUT reason text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION jobqueue.store_job(_job jobqueue.job, _options jsonb, _policy text, OUT id uuid, OUT created boolean, OUT reason text, OUT due timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.store_progress(_id uuid, _token uuid, _pct integer, _message text, _data jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.tick_after(_spec jsonb, _after timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.tick_options(_schedule jobqueue.schedule, _tick timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.ticks_between(_spec jsonb, _from timestamp with time zone, _until timestamp with time zone, _max integer) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.time_at_or_after(_hours integer[], _minutes integer[], _seconds integer[], _from time without time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.to_bigint(_value jsonb, _name text) FROM PUBLIC;
 
@@ -1692,6 +2153,18 @@ REVOKE ALL ON FUNCTION jobqueue.to_text(_value jsonb, _name text, _most integer)
 REVOKE ALL ON FUNCTION jobqueue.to_time(_value jsonb, _name text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.to_weight(_value jsonb, _name text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.unschedule(name text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.unschedule(name text) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.unschedule(name text) TO jobqueue_worker;
+
+GRANT ALL ON FUNCTION jobqueue.unschedule(name text) TO jobqueue_support;
+
+REVOKE ALL ON FUNCTION jobqueue.utc_offset(_zone text, _at timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.utc_text(_at timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.visible_tenants() FROM PUBLIC;
 
@@ -1714,6 +2187,8 @@ GRANT ALL ON FUNCTION jobqueue.watch(topic text, duration interval) TO jobqueue_
 GRANT ALL ON FUNCTION jobqueue.watch(topic text, duration interval) TO jobqueue_support_readonly;
 
 GRANT ALL ON FUNCTION jobqueue.watch(topic text, duration interval) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.zone_name(_zone text) FROM PUBLIC;
 
 GRANT SELECT ON TABLE jobqueue.audit TO jobqueue_api;
 
@@ -1754,6 +2229,10 @@ GRANT SELECT ON TABLE jobqueue.jobs TO jobqueue_support_readonly;
 GRANT SELECT ON TABLE jobqueue.queues TO jobqueue_api;
 
 GRANT SELECT ON TABLE jobqueue.queues TO jobqueue_support_readonly;
+
+GRANT SELECT ON TABLE jobqueue.schedules TO jobqueue_api;
+
+GRANT SELECT ON TABLE jobqueue.schedules TO jobqueue_support_readonly;
 
 GRANT SELECT(version) ON TABLE jobqueue.schema_migration TO jobqueue_producer;
 

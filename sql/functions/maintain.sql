@@ -258,7 +258,7 @@ begin
             next_due := now() + greatest(m.every, interval '10 s');
             new_state := coalesce(m.state, '{}') || jsonb_build_object('error', sqlerrm, 'failed_at', now());
         end;
-        update maintenance x set next_at = next_due, last_at = now(), last_done = done, state = new_state where x.step = m.step;
+        update maintenance x set next_at = coalesce(next_due, now() + m.every), last_at = now(), last_done = done, state = new_state where x.step = m.step;
         step := m.step;
         return next;
     end loop;

@@ -102,7 +102,7 @@ begin
         q := queue_for_send(send.queue);
     end if;
     if send.options = '{}' and is_plain(q) and pg_column_size(send.payload #> '{}') < 100000
-        and not exists (select from job_type t where t.name = q.name)
+        and not exists (select from job_type t where t.name = q.name and t.applies)
     then
         insert into job (queue, job_type, payload, ready_seq)
         values (q.name, q.name, coalesce(send.payload, '{}'), next_ready())
@@ -171,7 +171,7 @@ begin
         perform refuse('JQ400', 'INVALID_ARGUMENT', format('Element %s is not an object.', odd),
             'Give {"payload": {…}, "options": {…}}.', jsonb_build_object('index', odd));
     end if;
-    if n = 0 and is_plain(q) and not exists (select from job_type t where t.name = q.name) then
+    if n = 0 and is_plain(q) and not exists (select from job_type t where t.name = q.name and t.applies) then
         return query
             with s as materialized (
                 select i, new_id() as new, coalesce(e -> 'payload', '{}') as payload

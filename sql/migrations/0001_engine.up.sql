@@ -83,6 +83,8 @@ create table jobqueue.job_type (
     options jsonb not null default '{}',
     stages jsonb,
     pausable boolean not null default false,
+    -- whether it says anything about its jobs; if not, sending takes the short way
+    applies boolean generated always as (options <> '{}' or label is not null or stages is not null or pausable) stored,
     paused_at timestamptz,
     pause_reason text,
     paused_by text,

@@ -41,7 +41,9 @@ def local(engine: Engine, expression: str, zone: str, after: str, count: int = 5
 def field(least: int, most: int, names: list[str] | None = None) -> st.SearchStrategy[str]:
     number = st.integers(least, most)
     word = st.one_of(number.map(str), st.sampled_from(names)) if names else number.map(str)
-    span = st.tuples(number, number).map(lambda ab: f"{min(ab)}-{max(ab)}")
+    # a range of one value with a step means the rest of the field to cronsim, and one value to Debian and to us
+    ends = st.tuples(number, number).filter(lambda ab: ab[0] != ab[1])
+    span = ends.map(lambda ab: f"{min(ab)}-{max(ab)}")
     step = st.integers(1, most)
     stepped = st.one_of(
         step.map(lambda n: f"*/{n}"),

@@ -121,7 +121,10 @@ def completed(database: Database) -> int:
 def wait_for(database: Database, count: int, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while completed(database) < count:
-        assert time.monotonic() < deadline, f"only {completed(database)} of {count} jobs were completed"
+        assert time.monotonic() < deadline, database.query(
+            "select string_agg(s, '; ') from (select status || ' ' || count(*) || ' ' || coalesce(min(lease_until)::text, '')"
+            " || ' now ' || now()::text as s from jobqueue.job group by status) x"
+        )
         time.sleep(0.05)
 
 
