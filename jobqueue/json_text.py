@@ -58,9 +58,11 @@ def _standard_loads(data: bytes) -> Any:
 
 
 try:
-    from orjson import loads as _loads
+    from orjson import loads as _fast_loads
 except ImportError:
-    _loads = _standard_loads
+    _loads: Callable[[bytes], Any] = _standard_loads
+else:
+    _loads = _fast_loads
 
 
 def from_json(value: Any) -> Any:

@@ -346,7 +346,8 @@ class Worker:
         span = max(now - self._flush_log[0][0], 0.02)
         self._rate = sum(count for at, count in self._flush_log if now - at <= 0.5) / span
         self._room.set()
-        if self._until_idle and not self.held:
+        # The next job that has lost a worker waits for the end of this one; and the last one ends the worker.
+        if any(held.claim.suspect for held in jobs) or (self._until_idle and not self.held):
             self._wake.ring()
 
     # -- orders ----------------------------------------------------------------------------------------------------------
