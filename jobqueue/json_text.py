@@ -52,19 +52,6 @@ def check_text(text: str) -> None:
         raise NotStorable("it contains a NUL character, which PostgreSQL cannot store")
 
 
-def _standard_loads(data: bytes) -> Any:
-    # decoded first: json.loads guesses the encoding of bytes, which takes a quarter longer
-    return json.loads(data.decode())
-
-
-try:
-    from orjson import loads as _fast_loads
-except ImportError:
-    _loads: Callable[[bytes], Any] = _standard_loads
-else:
-    _loads = _fast_loads
-
-
 def from_json(value: Any) -> Any:
     """Return a JSON column as a Python value; what was not decoded yet comes as one of the RAW types."""
     return json.loads(bytes(value)) if type(value) in RAW else value

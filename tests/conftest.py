@@ -1,4 +1,4 @@
-"""Fixtures of every test that needs PostgreSQL: a real server per session, a database of its own per test."""
+"""Fixtures of every test that needs PostgreSQL: a real server per session, one database for one test at a time."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 
 from jobqueue.database.embedded import EmbeddedServer
 from jobqueue.database.parentage import die_with_parent
+from tests.support.databases import Databases
 from tests.support.server import TEMPLATE, make_template, session_server, temporary_database
 
 
@@ -37,10 +38,16 @@ def template(server: EmbeddedServer) -> str:
     return TEMPLATE
 
 
+@pytest.fixture(scope="session")
+def databases(server: EmbeddedServer, template: str) -> Databases:
+    """The copies of the template that no test uses at the moment."""
+    return Databases(server.dsn, template)
+
+
 @pytest.fixture
-def dsn(server: EmbeddedServer, template: str) -> Iterator[str]:
-    """The conninfo of a new database with the schema."""
-    with temporary_database(server.dsn, template) as conninfo:
+def dsn(databases: Databases) -> Iterator[str]:
+    """The conninfo of a database with the schema that is as if it were new."""
+    with databases.lend() as conninfo:
         yield conninfo
 
 

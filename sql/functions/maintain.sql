@@ -247,7 +247,7 @@ begin
                 when 'housekeeping' then
                     done := housekeeping();
                 when 'schedules' then
-                    select r.sent, least(r.next_due, next_due) into done, next_due from run_schedules(500) r;
+                    select r.sent, least(r.next_due, now() + m.every) into done, next_due from run_schedules(500) r;
                 else
                     done := 0;
             end case;

@@ -90,30 +90,30 @@ create or replace function jobqueue.send(
     queue text, payload jsonb default '{}', options jsonb default '{}', out id uuid, out created boolean, out reason text)
 language plpgsql security definer
 set search_path = pg_catalog, jobqueue, pg_temp
-set enable_seqscan = off set jit = off
 as $$
 #variable_conflict use_column
 declare
-    q jobqueue.queue;
+    number int;
+    plain boolean;
     due timestamptz;
 begin
-    select * into q from queue x where x.name = send.queue;
-    if not found then
-        q := queue_for_send(send.queue);
-    end if;
-    if send.options = '{}' and is_plain(q) and pg_column_size(send.payload #> '{}') < 100000
-        and not exists (select from job_type t where t.name = q.name and t.applies)
-    then
+    -- one look-up for the short way: a queue whose jobs need nothing but a place in the line, and a job_type that says nothing of them
+    select q.number, is_plain(q) and not exists (select from job_type t where t.name = q.name and t.applies)
+    into number, plain
+    from queue q where q.name = send.queue;
+    if plain and send.options = '{}' and pg_column_size(send.payload) < 100000 and not is_bound_to_tenants() then
         insert into job (queue, job_type, payload, ready_seq)
-        values (q.name, q.name, coalesce(send.payload, '{}'), next_ready())
+        values (send.queue, send.queue, coalesce(send.payload, '{}'), next_ready())
         returning job.id into id;
         created := true;
-        perform wake(q.name, q.number);
+        perform wake(send.queue, number);
         return;
     end if;
-    select s.id, s.created, s.reason, s.due into id, created, reason, due from send_one(q, send.payload, send.options) s;
+    select s.id, s.created, s.reason, s.due, q.number into id, created, reason, due, number
+    from queue_for_send(send.queue) q
+    cross join lateral send_one(q, send.payload, send.options) s;
     if created and due < now() + interval '5 s' then
-        perform wake(q.name, q.number);
+        perform wake(send.queue, number);
     end if;
 end
 $$;
@@ -121,14 +121,21 @@ $$;
 -- is_plain: a queue whose jobs need nothing but a place in the line when they are sent.
 create or replace function jobqueue.is_plain(_queue jobqueue.queue)
 returns boolean
-language sql stable
+language sql immutable
 as $$
     select _queue.policy = 'standard' and _queue.expires_in is null
-        and _queue.keep_completed is distinct from interval '0'
+        and _queue.keep_completed is distinct from interval '0' and _queue.keep_ended is distinct from interval '0'
         and _queue.concurrency is null and _queue.group_concurrency is null and _queue.key_concurrency is null
         and _queue.rate_limit is null
-        and coalesce(pg_catalog.current_setting('jobqueue.tenants', true), '') in ('', '*')
-        and pg_catalog.current_setting('role', true) is distinct from 'jobqueue_api'
+$$;
+
+-- is_bound_to_tenants: whether this transaction may not send for every tenant.
+create or replace function jobqueue.is_bound_to_tenants()
+returns boolean
+language sql stable
+as $$
+    select coalesce(pg_catalog.current_setting('jobqueue.tenants', true), '') not in ('', '*')
+        or pg_catalog.current_setting('role', true) = 'jobqueue_api'
 $$;
 
 -- send_one: the general way of one job; due is when it may run.
@@ -171,7 +178,7 @@ begin
         perform refuse('JQ400', 'INVALID_ARGUMENT', format('Element %s is not an object.', odd),
             'Give {"payload": {…}, "options": {…}}.', jsonb_build_object('index', odd));
     end if;
-    if n = 0 and is_plain(q) and not exists (select from job_type t where t.name = q.name and t.applies) then
+    if n = 0 and is_plain(q) and not is_bound_to_tenants() and not exists (select from job_type t where t.name = q.name and t.applies) then
         return query
             with s as materialized (
                 select i, new_id() as new, coalesce(e -> 'payload', '{}') as payload

@@ -221,7 +221,7 @@ def test_a_send_in_a_longer_transaction_always_notifies(engine: Engine) -> None:
     listener = engine.another()
     listener.run("listen jobqueue_ready")
     with engine.connection.transaction():
-        engine.value("select 1")
+        engine.value("select pg_sleep(0.01)::text")
         engine.send()
     assert [n.payload for n in listener.connection.notifies(timeout=5, stop_after=1)] == ["q"]
 

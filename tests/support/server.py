@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from psycopg.conninfo import make_conninfo
 
 from jobqueue.database.embedded import EmbeddedServer
 from jobqueue.database.ephemeral import make_ephemeral_home, sweep_ephemeral_homes
+from tests.support.databases import create_database, drop_database
 
 TEMPLATE = "base"
 
@@ -49,13 +49,11 @@ def make_template(server_dsn: str) -> None:
 @contextmanager
 def temporary_database(server_dsn: str, template: str) -> Iterator[str]:
     """A database of its own, dropped at the end even if something is still connected to it; yields its conninfo."""
-    name = f"t_{secrets.token_hex(6)}"
-    create = sql.SQL("create database {} template {}").format(sql.Identifier(name), sql.Identifier(template))
-    execute(server_dsn, create)
+    name = create_database(server_dsn, template)
     try:
         yield make_conninfo(server_dsn, dbname=name)
     finally:
-        execute(server_dsn, sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
+        drop_database(server_dsn, name)
 
 
 def execute(dsn: str, statement: sql.Composed) -> None:

@@ -95,7 +95,12 @@ def start_worker(tmp_path: Path, database: Database) -> Iterator[Callable[[], su
         log = (tmp_path / f"worker-{len(workers)}.log").open("wb")
         worker = subprocess.Popen(
             [sys.executable, "-m", "jobqueue", "worker", "fault_app:app", "--concurrency", "50"],
-            env={"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{tmp_path}:{ROOT}", "JOBQUEUE_DSN": database.dsn, "HOME": str(tmp_path)},
+            env={
+                "PATH": "/usr/bin:/bin",
+                "PYTHONPATH": f"{tmp_path}:{ROOT}",
+                "JOBQUEUE_DSN": database.dsn,
+                "HOME": str(tmp_path),
+            },
             stderr=log,
             stdout=log,
         )

@@ -132,8 +132,11 @@ async def test_senders_do_not_notify_while_everybody_is_busy(dsn: str, queue: st
         assert await count(aconnection, ARMED) == 0
         async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as listener:
             await listener.execute("listen jobqueue_ready")
-            await aconnection.execute(b"select from jobqueue.send('letters')")
-            assert [n async for n in listener.notifies(timeout=0.2)] == []
+            for _ in range(20):
+                # With a parameter, as drivers send: the time of the statement is then later than that of the transaction.
+                await aconnection.execute("select from jobqueue.send(%s)", ("letters",))
+            # On a busy machine a call may exceed the margin, and then it notifies for nothing.
+            assert len([n async for n in listener.notifies(timeout=0.2)]) <= 5
 
 
 async def claim_until_empty(wake: Wake, connection: Connection, found: list[float], sent: dict[str, float]) -> None:

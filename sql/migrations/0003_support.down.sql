@@ -1,0 +1,2 @@
+-- Takes the subscriptions away; jobs that were published stay.
+drop table jobqueue.subscription;
