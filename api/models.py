@@ -62,10 +62,7 @@ class SendJob(BaseModel):
     keep_completed: Duration | None = None
     keep_ended: Duration | None = None
     dead_letter: Name | None = None
-    depends_on: JsonValue = None
-    on_failure: Literal["wait", "fail", "cancel", "run"] | None = None
     stages: list[JsonValue] | None = Field(None, description='names, or {"name", "weight"}')
-    batch: StrictStr | None = None
     id: StrictStr | None = Field(None, description="any uuid that is to be the job's id")
 
 

@@ -15,8 +15,7 @@ OPTIONS = frozenset(
         "job_type", "priority", "run_at", "delay", "singleton_key", "throttle_seconds", "debounce_seconds",
         "slot_until", "merge_payload", "group", "tier", "tenant", "subject", "display_name", "metadata", "created_by",
         "max_retries", "retry_delay", "retry_backoff", "retry_delay_max", "timeout", "max_runtime", "lease",
-        "expires_in", "keep_completed", "keep_ended", "dead_letter", "depends_on", "on_failure", "stages", "batch",
-        "id",
+        "expires_in", "keep_completed", "keep_ended", "dead_letter", "stages", "id",
     }
 )  # fmt: skip
 """What `jobqueue.job_options()` knows; a test compares the two."""
@@ -72,8 +71,6 @@ def _encode(name: str, value: Any) -> Any:
         return value.astimezone(UTC).isoformat()
     if isinstance(value, date):
         raise InvalidArgument(f"{name} is a date, not a time", hint="Give an aware datetime.", details={"option": name})
-    if name == "depends_on" and isinstance(value, list | tuple):
-        return [str(getattr(parent, "id", parent)) if not isinstance(parent, dict) else parent for parent in value]
     return value
 
 

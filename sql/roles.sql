@@ -96,6 +96,30 @@ grant execute on function
     to jobqueue_api;
 -- end of HTTP API
 
+-- Administration of queues and support: functions/queues.sql, pauses.sql, explain.sql, redrive.sql, publish.sql, find.sql, help.sql
+grant select on jobqueue.subscription to jobqueue_api, jobqueue_support_readonly;
+grant execute on function
+    jobqueue.create_queue(text, jsonb), jobqueue.publish(text, jsonb, jsonb), jobqueue.subscribe(text, text), jobqueue.unsubscribe(text, text),
+    jobqueue.upsert(text, jsonb, jsonb), jobqueue.update_jobs(text, jsonb, jsonb)
+    to jobqueue_producer, jobqueue_worker;
+grant execute on function
+    jobqueue.create_queue(text, jsonb), jobqueue.update_queue(text, jsonb), jobqueue.delete_queue(text),
+    jobqueue.subscribe(text, text), jobqueue.unsubscribe(text, text),
+    jobqueue.purge_queue(text, text), jobqueue.purge_tenant(text, text), jobqueue.redrive(text, jsonb)
+    to jobqueue_support;
+grant execute on function
+    jobqueue.pause_queue(text, text), jobqueue.resume_queue(text, text), jobqueue.pause_job_type(text, text),
+    jobqueue.resume_job_type(text, text), jobqueue.pause_tenant(text, text), jobqueue.resume_tenant(text, text),
+    jobqueue.bulk(text, jsonb, text, boolean, int)
+    to jobqueue_api, jobqueue_support;
+grant execute on function
+    jobqueue.explain(uuid), jobqueue.find_jobs(text, jsonb, int, uuid), jobqueue.help(), jobqueue.health(),
+    jobqueue.preview_redrive(text, jsonb)
+    to jobqueue_api, jobqueue_support_readonly;
+-- names the logins of the server
+grant execute on function jobqueue.doctor() to jobqueue_support_readonly;
+-- end of administration
+
 -- Rows: jobqueue_api sees the tenants of its transaction, support sees all. Nobody else has a policy, so nobody else sees a row.
 do $$
 declare

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 # These stay text even if they look like a number; all others are read as JSON where that is possible.
 TEXT_OPTIONS = frozenset(
-    {"batch", "created_by", "dead_letter", "display_name", "group", "id", "job_type", "on_failure", "singleton_key"}
+    {"created_by", "dead_letter", "display_name", "group", "id", "job_type", "singleton_key"}
     | {"slot_until", "subject", "tenant", "tier"}
 )
 

@@ -1,13 +1,13 @@
 -- explain: why a job is not running, or why it ended as it did. Each cause is one row, the weightiest first. Of other tenants' jobs no
 -- more than a number is said.
 
--- ago: a time in the past as people say it: "since 12:30:05 UTC (3 min)".
+-- ago: a time in the past as people say it: "2030-01-31 12:30:05 UTC (3 min 2 s ago)".
 create or replace function jobqueue.ago(_at timestamptz)
 returns text
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select format('%s UTC (%s)', to_char(_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS'), jobqueue.for_people(now() - _at))
+    select format('%s UTC (%s ago)', to_char(_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS'), jobqueue.for_people(now() - _at))
 $$;
 
 -- for_people: a duration as people say it: the two largest units, never negative.
@@ -285,8 +285,8 @@ begin
             if _job.error_code = 'EXPIRED' then
                 detail := format('It expired at %s: no worker took it in time.', ago(_job.failed_at));
             else
-                detail := format('%s, %s: %s. %s attempts, %s of %s retries spent%s.', _job.error_class, _job.error_code,
-                    rtrim(_job.error_message, '.'), _job.attempt, _job.retry_count, budget,
+                detail := format('%s, %s: %s. %s, %s of %s retries spent%s.', _job.error_class, _job.error_code,
+                    rtrim(_job.error_message, '.'), _job.attempt || case _job.attempt when 1 then ' attempt' else ' attempts' end, _job.retry_count, budget,
                     case when _job.error_class = 'lost' and _job.lost_count >= 2 then '; three workers in a row were lost'
                         when _job.retry_count < budget then format('; errors of class %s are not retried', _job.error_class)
                         else '' end);

@@ -135,6 +135,7 @@ def test_a_step_runs_when_it_is_due_and_not_before(engine: Engine) -> None:
         "housekeeping",
         "rescue",
         "retention",
+        "schedules",
     }
     assert engine.values("select step from jobqueue.maintain()") == []
     engine.run("update jobqueue.maintenance set next_at = now() where step = 'rescue'")

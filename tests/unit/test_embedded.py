@@ -210,6 +210,7 @@ def test_three_servers_live_side_by_side(
     assert found == [(str(place / f"home {number}, with 'signs'" / "data"),) for number in range(3)]
 
 
+@any_account
 def test_a_path_too_long_for_a_socket_gets_its_socket_elsewhere(
     place: Path, account: str, prepared: dict[str, Path], open_process: OpenProcess
 ) -> None:
@@ -223,6 +224,7 @@ def test_a_path_too_long_for_a_socket_gets_its_socket_elsewhere(
     assert answers(process.call("start"))
 
 
+@any_account
 def test_a_foreign_folder_in_place_of_the_socket_is_refused(home: Home, open_process: OpenProcess) -> None:
     shutil.rmtree(home.socket_dir)
     home.socket_dir.symlink_to("/tmp")
@@ -234,6 +236,7 @@ def test_a_foreign_folder_in_place_of_the_socket_is_refused(home: Home, open_pro
 # --- TCP --------------------------------------------------------------------------------------------------------------
 
 
+@any_account
 def test_tcp_asks_for_the_password_of_the_private_file(home: Home, open_process: OpenProcess) -> None:
     process = open_process(home.path, tcp=True)
     process.call("start")
@@ -297,6 +300,7 @@ def test_an_ephemeral_server_dies_with_a_parent_that_forgot_it(home: Home, open_
     assert not home.path.exists()
 
 
+@any_account
 def test_a_persistent_server_survives_a_killed_parent(home: Home, open_process: OpenProcess) -> None:
     process = open_process(home.path)
     dsn = process.call("start")
@@ -325,6 +329,7 @@ def test_a_killed_postmaster_is_replaced(home: Home, open_process: OpenProcess, 
     assert not cluster.processes_in(home.data, programs.server_account(home.data))
 
 
+@any_account
 def test_a_stale_pid_file_whose_pid_lives_again_does_not_count(home: Home, open_process: OpenProcess) -> None:
     process = open_process(home.path)
     process.call("start")
@@ -348,6 +353,7 @@ def test_a_truncated_pid_file_does_not_count(home: Home, open_process: OpenProce
         process.call("stop")
 
 
+@any_account
 def test_six_starters_at_once_share_one_new_server(place: Path, open_process: OpenProcess) -> None:
     starters = [open_process(place / "new") for _ in range(6)]
     for starter in starters:
@@ -358,6 +364,7 @@ def test_six_starters_at_once_share_one_new_server(place: Path, open_process: Op
     assert len({starter.call("status")["pid"] for starter in starters}) == 1
 
 
+@any_account
 def test_a_start_killed_during_initdb_leaves_nothing_half_made(place: Path, open_process: OpenProcess) -> None:
     home = Home(place / "new")
     process = open_process(home.path)
@@ -384,6 +391,7 @@ def test_a_server_started_by_other_means_is_not_disturbed(home: Home, open_proce
         foreign.wait(timeout=20)
 
 
+@any_account
 def test_stop_ends_a_server_that_clients_are_using(home: Home, open_process: OpenProcess) -> None:
     process = open_process(home.path)
     with closing(psycopg.connect(process.call("start"))) as connection:
