@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from jobqueue import client
-from jobqueue.errors import InvalidArgument
 from jobqueue.options import encode_options, options_text
 from jobqueue.payloads import encode_payload
 
@@ -153,7 +152,7 @@ class Administration:
 
 def queue_options(options: Mapping[str, Any]) -> str:
     """Return the options of a queue as JSON text; the database judges their names. Raises InvalidArgument."""
-    own = {name: value for name, value in options.items() if name in OWN_OPTIONS}
+    own = {name: value for name, value in options.items() if name in OWN_OPTIONS and (name, value) != ("policy", None)}
     others = {name: value for name, value in options.items() if name not in OWN_OPTIONS}
     return options_text(own | encode_options(others, "a queue"))
 
@@ -167,10 +166,8 @@ def redrive_options(options: Mapping[str, Any]) -> str:
     """Return the options of `redrive` as JSON text. Raises InvalidArgument for a time without an offset."""
     chosen = {name: value for name, value in options.items() if value is not None}
     if "created_before" in chosen:
-        moment = chosen["created_before"]
-        if moment.utcoffset() is None:
-            raise InvalidArgument("created_before has no time zone", hint="Give an aware datetime.")
-        chosen["created_before"] = moment.isoformat()
+        # read as every time of `send` is
+        chosen["created_before"] = encode_options({"run_at": chosen["created_before"]}, "redrive")["run_at"]
     if "ids" in chosen:
         chosen["ids"] = [str(job_id) for job_id in chosen["ids"]]
     return options_text(chosen)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 from uuid import UUID
 
 from jobqueue import client
+from jobqueue.administration import Administration
 from jobqueue.client import Action, Sent
 from jobqueue.errors import InvalidArgument, QueueNotFound
 from jobqueue.handlers import Executor, Handler, Registry, make_handler
@@ -38,7 +39,7 @@ BULK_SIZE = 10_000
 """Jobs per statement of send_many; more of them are sent in one transaction."""
 
 
-class App(Schedules):
+class App(Schedules, Administration):
     """An application's handlers and its way to the database.
 
     `dsn`: where the jobs live; default: the settings (`JOBQUEUE_DSN`, …), without any the embedded server, which is

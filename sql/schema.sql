@@ -81,22 +81,13 @@ CREATE TABLE jobqueue.job (
     resume_count integer DEFAULT 0 NOT NULL,
     checkpoint_id bigint,
     unfinished_parents integer DEFAULT 0 NOT NULL,
-    CONSTRAINT job_counts_are_sane CHECK (((priority > '-2147483647'::integer) AND (LEAST(retry_count, attempt) >= 0))),
-    CONSTRAINT job_is_consistent CHECK ((((num_nonnulls(ready_seq, wait_until, inbox_seq, park_seq) = ((status = 'pending'::text))::integer) AND ((lease_until IS NOT NULL) = (status = 'processing'::text)) AND ((num_nulls(claim_token, worker_id, started_at) = 0) OR (status <> 'processing'::text)) AND ((claim_token IS NULL) OR (status = ANY (ARRAY['processing'::text, 'completed'::text]))) AND ((completed_at IS NOT NULL) = (status = ANY (ARRAY['completed'::text, 'failed'::text, 'cancelled'::text, 'skipped'::text]))) AND ((failed_at IS NOT NULL) = (status = 'failed'::text)) AND ((paused_at IS NOT NULL) OR (status <> 'paused'::text)) AND
+    CONSTRAINT job_counts_are_sane CHECK (((priority > '-2147483647'::integer) AND (LEAST(retry_count, attempt, (progress_pct)::integer, (100 - progress_pct)) >= 0))),
+    CONSTRAINT job_is_consistent CHECK ((((concat(status, num_nonnulls(ready_seq, wait_until, inbox_seq, park_seq), num_nonnulls(lease_until), num_nonnulls(claim_token), num_nonnulls(completed_at), num_nonnulls(failed_at)) = ANY (ARRAY['blocked00000'::text, 'pending10000'::text, 'processing01100'::text, 'paused00000'::text, 'completed00010'::text, 'completed00110'::text, 'failed00011'::text, 'cancelled00010'::text, 'skipped00010'::text])) AND ((claim_token IS NULL) OR (num_nulls(worker_id, started_at) = 0)) AND ((failed_at IS NULL) OR (error_class IS NOT NULL)) AND ((requested_action IS NULL) OR ((lease_until IS NOT NULL) AND (requested_action = ANY (ARRAY['cancel'::text, 'pause'::text])))) AND
 CASE status
-    WHEN 'completed'::text THEN (error_class IS NULL)
-    WHEN 'failed'::text THEN (error_class IS NOT NULL)
+    WHEN 'completed'::text THEN ((progress_pct = 100) AND (error_class IS NULL))
+    WHEN 'paused'::text THEN (paused_at IS NOT NULL)
     ELSE true
-END AND
-CASE
-    WHEN (requested_action IS NULL) THEN true
-    ELSE ((status = 'processing'::text) AND (requested_action = ANY (ARRAY['cancel'::text, 'pause'::text])))
-END AND ((progress_pct >=
-CASE status
-    WHEN 'completed'::text THEN 100
-    ELSE 0
-END) AND (progress_pct <= 100))) OR jobqueue.refuse_inconsistent(id, status))),
-    CONSTRAINT job_status_is_known CHECK ((status = ANY (ARRAY['blocked'::text, 'pending'::text, 'processing'::text, 'paused'::text, 'completed'::text, 'failed'::text, 'cancelled'::text, 'skipped'::text]))),
+END) OR jobqueue.refuse_inconsistent(id, status))),
     CONSTRAINT job_tenant_is_named CHECK ((tenant <> ''::text))
 )
 WITH (fillfactor='50', autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='50000', autovacuum_vacuum_insert_scale_factor='0.02', autovacuum_analyze_scale_factor='0', autovacuum_analyze_threshold='100000');
@@ -107,6 +98,10 @@ CREATE FUNCTION jobqueue.action_list(_job jobqueue.job) RETURNS TABLE(action tex
 
 CREATE FUNCTION jobqueue.actions(id uuid) RETURNS TABLE(action text, allowed boolean, reason text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.actor_of(_job uuid, _actions text[]) RETURNS text
+    LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.after_end(_ids uuid[]) RETURNS void
@@ -121,6 +116,10 @@ CREATE FUNCTION jobqueue.after_failure(_id uuid, _error jsonb) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.ago(_at timestamp with time zone) RETURNS text
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
 CREATE FUNCTION jobqueue.allowed_actions(id uuid) RETURNS text[]
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -134,6 +133,22 @@ CREATE FUNCTION jobqueue.ask_worker(_job jobqueue.job, _action text, _reason tex
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.bulk(action text, filter jsonb, reason text, dry_run boolean DEFAULT false, expected_count integer DEFAULT NULL::integer) RETURNS TABLE(outcome text, jobs bigint)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.bulk_jobs(_filter jsonb) RETURNS uuid[]
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.bulk_one(_action text, _id uuid, _reason text, _dry_run boolean) RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.bulk_outcome(_job jobqueue.job, _action text) RETURNS text
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.can_become(_from text, _to text) RETURNS boolean
     LANGUAGE sql IMMUTABLE PARALLEL SAFE;
 
@@ -145,15 +160,11 @@ CREATE FUNCTION jobqueue.cancel_own(id uuid, token uuid, reason text) RETURNS te
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
-CREATE FUNCTION jobqueue.change_job(_job jobqueue.job, _action text, _to text, _reason text) RETURNS text
+CREATE FUNCTION jobqueue.cancel_waiting(_queue text, _tenant text, _reason text) RETURNS bigint
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
-CREATE FUNCTION jobqueue.check_action(_job jobqueue.job, _action text) RETURNS void
-    LANGUAGE plpgsql STABLE
-    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
-
-CREATE FUNCTION jobqueue.check_reason(_reason text) RETURNS void
+CREATE FUNCTION jobqueue.change_job(_job jobqueue.job, _action text, _to text, _reason text) RETURNS text
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
@@ -189,8 +200,63 @@ CREATE TABLE jobqueue.queue (
     CONSTRAINT queue_policy_is_known CHECK ((policy = ANY (ARRAY['standard'::text, 'short'::text, 'singleton'::text, 'stately'::text, 'exclusive'::text, 'key_strict_fifo'::text])))
 );
 
+CREATE FUNCTION jobqueue.change_waiting(_job jobqueue.job, _queue jobqueue.queue, _changes jsonb) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.changeable_options() RETURNS text[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE;
+
+CREATE FUNCTION jobqueue.check_action(_job jobqueue.job, _action text) RETURNS void
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.check_autovacuum() RETURNS TABLE(name text, status text, detail text, what_to_do text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.check_backlog() RETURNS TABLE(name text, status text, detail text, what_to_do text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.check_event(_event text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.check_grants() RETURNS TABLE(name text, status text, detail text, what_to_do text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.check_horizon() RETURNS TABLE(name text, status text, detail text, what_to_do text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.check_indexes() RETURNS TABLE(name text, status text, detail text, what_to_do text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.check_leases() RETURNS TABLE(name text, status text, detail text, what_to_do text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.check_maintenance() RETURNS TABLE(name text, status text, detail text, what_to_do text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.check_pauses() RETURNS TABLE(name text, status text, detail text, what_to_do text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.check_reason(_reason text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.check_schedule(_name text, _queue jobqueue.queue, _payload jsonb, _options jsonb) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.check_shared(_what text) RETURNS void
+    LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.check_stats(_stats jsonb) RETURNS void
@@ -200,6 +266,14 @@ CREATE FUNCTION jobqueue.check_stats(_stats jsonb) RETURNS void
 CREATE FUNCTION jobqueue.check_tenant(_tenant text) RETURNS void
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.check_versions() RETURNS TABLE(name text, status text, detail text, what_to_do text)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.check_workers() RETURNS TABLE(name text, status text, detail text, what_to_do text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.checkpoint(id uuid, token uuid, stage text, data jsonb DEFAULT NULL::jsonb, reference text DEFAULT NULL::text, hash text DEFAULT NULL::text, pause_safe boolean DEFAULT true) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
@@ -257,6 +331,10 @@ CREATE FUNCTION jobqueue.complete_many(results jsonb) RETURNS TABLE(id uuid, out
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.create_queue(name text, options jsonb DEFAULT '{}'::jsonb) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.cron_day(_spec jsonb, _from date) RETURNS date
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
@@ -285,8 +363,24 @@ CREATE FUNCTION jobqueue.day_end(_zone text, _at timestamp with time zone) RETUR
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
 
+CREATE FUNCTION jobqueue.dead_letters(_queue text, _options jsonb) RETURNS SETOF jobqueue.job
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.delete_ended(_queue text, _tenant text) RETURNS bigint
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.delete_job(id uuid, reason text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.delete_queue(name text) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.doctor() RETURNS TABLE(name text, status text, detail text, what_to_do text)
+    LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.done_keys(id uuid) RETURNS SETOF text
@@ -353,6 +447,38 @@ CREATE FUNCTION jobqueue.expire(_max integer) RETURNS integer
     SET enable_mergejoin TO 'off'
     SET jit TO 'off';
 
+CREATE FUNCTION jobqueue.explain(id uuid) RETURNS TABLE(reason text, detail text, what_to_do text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.explain_end(_job jobqueue.job) RETURNS TABLE(reason text, detail text, what_to_do text)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.explain_held(_job jobqueue.job) RETURNS TABLE(reason text, detail text, what_to_do text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.explain_pauses(_job jobqueue.job) RETURNS TABLE(reason text, detail text, what_to_do text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.explain_relations(_job jobqueue.job) RETURNS TABLE(reason text, detail text, what_to_do text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.explain_running(_job jobqueue.job) RETURNS TABLE(reason text, detail text, what_to_do text)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.explain_waiting(_job jobqueue.job) RETURNS TABLE(reason text, detail text, what_to_do text)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.explain_workers(_job jobqueue.job) RETURNS TABLE(reason text, detail text, what_to_do text)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.fail(id uuid, token uuid, error jsonb, retry_in interval DEFAULT NULL::interval) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -369,6 +495,10 @@ CREATE FUNCTION jobqueue.fail_one(_id uuid, _token uuid, _error jsonb, _retry_in
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.find_jobs(queue text, filter jsonb DEFAULT '{}'::jsonb, max_jobs integer DEFAULT 1000, after uuid DEFAULT NULL::uuid) RETURNS TABLE(id uuid, job_type text, status text, priority integer, tenant text, singleton_key text, subject text, display_name text, payload jsonb, run_at timestamp with time zone, created_at timestamp with time zone, retry_count integer, version bigint)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.first_ticks(_spec jsonb, _from timestamp with time zone, _until timestamp with time zone, _max integer) RETURNS timestamp with time zone[]
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -377,13 +507,25 @@ CREATE FUNCTION jobqueue.fixed_tick_after(_spec jsonb, _zone text, _after timest
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.for_people(_duration interval) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
 CREATE FUNCTION jobqueue.give_back(_job jobqueue.job, _outcome text, _run_at timestamp with time zone, _seq bigint) RETURNS text
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.has_unended_jobs(_queue text) RETURNS boolean
+    LANGUAGE sql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.has_waiting_children(_id uuid) RETURNS boolean
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.health() RETURNS TABLE(name text, status text, detail text, what_to_do text)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.heartbeat(worker uuid, jobs jsonb DEFAULT '[]'::jsonb) RETURNS TABLE(id uuid, command text)
     LANGUAGE plpgsql SECURITY DEFINER
@@ -393,6 +535,10 @@ CREATE FUNCTION jobqueue.heartbeat(worker uuid, jobs jsonb DEFAULT '[]'::jsonb) 
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
     SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.help() RETURNS TABLE(task text, call text, what text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
 
 CREATE FUNCTION jobqueue.hold_key_again(_job jobqueue.job, _to text) RETURNS text
     LANGUAGE plpgsql
@@ -461,6 +607,9 @@ CREATE FUNCTION jobqueue.interval_tick_after(_spec jsonb, _zone text, _after tim
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.is_bound_to_tenants() RETURNS boolean
+    LANGUAGE sql STABLE;
+
 CREATE FUNCTION jobqueue.is_excluded(_spec jsonb, _at timestamp with time zone) RETURNS boolean
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
@@ -474,7 +623,7 @@ CREATE FUNCTION jobqueue.is_pausable(_job jobqueue.job) RETURNS boolean
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.is_plain(_queue jobqueue.queue) RETURNS boolean
-    LANGUAGE sql STABLE;
+    LANGUAGE sql IMMUTABLE;
 
 CREATE FUNCTION jobqueue.is_too_large(_value jsonb, _what text, _default bigint) RETURNS boolean
     LANGUAGE plpgsql STABLE
@@ -486,6 +635,18 @@ CREATE FUNCTION jobqueue.is_uuid(_text text) RETURNS boolean
 
 CREATE FUNCTION jobqueue.job_options() RETURNS text[]
     LANGUAGE sql IMMUTABLE PARALLEL SAFE;
+
+CREATE FUNCTION jobqueue.jobs_ahead(_job jobqueue.job) RETURNS integer
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.keep_senders_out(_name text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET lock_timeout TO '3 s';
 
 CREATE FUNCTION jobqueue.kept_options(_options jsonb) RETURNS jsonb
     LANGUAGE plpgsql STABLE
@@ -507,6 +668,28 @@ CREATE FUNCTION jobqueue.lock_job(_id uuid) RETURNS jobqueue.job
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE TABLE jobqueue.job_type (
+    name text NOT NULL COLLATE pg_catalog."C",
+    queue text COLLATE pg_catalog."C",
+    label text,
+    options jsonb DEFAULT '{}'::jsonb NOT NULL,
+    stages jsonb,
+    pausable boolean DEFAULT false NOT NULL,
+    applies boolean GENERATED ALWAYS AS (((options <> '{}'::jsonb) OR (label IS NOT NULL) OR (stages IS NOT NULL) OR pausable)) STORED,
+    paused_at timestamp with time zone,
+    pause_reason text,
+    paused_by text,
+    registered_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+CREATE FUNCTION jobqueue.lock_job_type(_name text) RETURNS jobqueue.job_type
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.lock_queue(_name text) RETURNS jobqueue.queue
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.lock_schedule(_name text) RETURNS jobqueue.schedule
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -517,6 +700,10 @@ CREATE FUNCTION jobqueue.maintain(_worker uuid DEFAULT NULL::uuid, _only text[] 
 
 CREATE FUNCTION jobqueue.mark_done(id uuid, token uuid, keys text[]) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.matches(_job jobqueue.job, _filter jsonb) RETURNS boolean
+    LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.moment_of(_zone text, _local timestamp without time zone, OUT at timestamp with time zone, OUT skipped boolean) RETURNS record
@@ -549,7 +736,19 @@ CREATE FUNCTION jobqueue.note_action(_action text, _job uuid, _tenant text, _tar
 CREATE FUNCTION jobqueue.option_interval(_options jsonb, _name text, _default interval) RETURNS interval
     LANGUAGE sql IMMUTABLE;
 
+CREATE FUNCTION jobqueue.options_of_copy(_copy jobqueue.job) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
 CREATE FUNCTION jobqueue.pause(id uuid, reason text) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.pause_job_type(name text, reason text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.pause_queue(name text, reason text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
@@ -557,9 +756,17 @@ CREATE FUNCTION jobqueue.pause_schedule(name text, reason text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.pause_tenant(name text, reason text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.policy_key(_tenant text, _key text) RETURNS text
     LANGUAGE sql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.preview_redrive(dead_letter text, options jsonb DEFAULT '{}'::jsonb) RETURNS TABLE(destination text, originals bigint, new_jobs bigint)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.preview_schedule(expression text, time_zone text DEFAULT 'UTC'::text, count integer DEFAULT 5, after timestamp with time zone DEFAULT now()) RETURNS TABLE(tick timestamp with time zone)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -583,6 +790,10 @@ CREATE FUNCTION jobqueue.promote(_max integer, _since timestamp with time zone D
     SET enable_sort TO 'off'
     SET jit TO 'off';
 
+CREATE FUNCTION jobqueue.publish(event text, payload jsonb DEFAULT '{}'::jsonb, options jsonb DEFAULT '{}'::jsonb) RETURNS TABLE(queue text, id uuid, created boolean, reason text)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.publish_changes(_ids uuid[]) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp'
@@ -595,6 +806,14 @@ CREATE FUNCTION jobqueue.publish_order(_id uuid, _version bigint) RETURNS void
     LANGUAGE sql
     SET search_path TO 'pg_catalog', 'pg_temp';
 
+CREATE FUNCTION jobqueue.purge_queue(queue text, reason text, OUT cancelled bigint, OUT deleted bigint, OUT running bigint) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.purge_tenant(tenant text, reason text, OUT cancelled bigint, OUT deleted bigint, OUT running bigint) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.queue_for_send(_name text) RETURNS jobqueue.queue
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -602,6 +821,28 @@ CREATE FUNCTION jobqueue.queue_for_send(_name text) RETURNS jobqueue.queue
 CREATE FUNCTION jobqueue.queue_names() RETURNS TABLE(name text, number integer)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.queue_options() RETURNS text[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE;
+
+CREATE FUNCTION jobqueue.queue_values(_queue jobqueue.queue) RETURNS jsonb
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.queue_with(_queue jobqueue.queue, _options jsonb) RETURNS jobqueue.queue
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.redrive(dead_letter text, options jsonb DEFAULT '{}'::jsonb, OUT redriven bigint, OUT sent bigint, OUT conflicts bigint, OUT unroutable bigint) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.redrive_one(_id uuid, _destination text, _source text) RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.redrive_options() RETURNS text[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE;
 
 CREATE FUNCTION jobqueue.refuse(_sqlstate text, _code text, _message text, _hint text DEFAULT ''::text, _details jsonb DEFAULT '{}'::jsonb) RETURNS void
     LANGUAGE plpgsql
@@ -690,11 +931,27 @@ CREATE FUNCTION jobqueue.rescue_one(_job jobqueue.job) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.restamp_jobs(_old jobqueue.queue, _new jobqueue.queue) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.resume(id uuid, reason text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.resume_job_type(name text, reason text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.resume_queue(name text, reason text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.resume_schedule(name text, reason text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.resume_tenant(name text, reason text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
@@ -824,9 +1081,7 @@ CREATE FUNCTION jobqueue.sees_tenant(_tenant text) RETURNS boolean
 
 CREATE FUNCTION jobqueue.send(queue text, payload jsonb DEFAULT '{}'::jsonb, options jsonb DEFAULT '{}'::jsonb, OUT id uuid, OUT created boolean, OUT reason text) RETURNS record
     LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
-    SET enable_seqscan TO 'off'
-    SET jit TO 'off';
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.send_each(_queue jobqueue.queue, _jobs jsonb) RETURNS TABLE(id uuid, created boolean, reason text)
     LANGUAGE plpgsql
@@ -889,6 +1144,14 @@ CREATE FUNCTION jobqueue.stage_output(id uuid, token uuid, stage text) RETURNS j
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.stamped_expiry(_job jobqueue.job, _old jobqueue.queue, _new jobqueue.queue) RETURNS timestamp with time zone
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.stamped_flags(_job jobqueue.job, _queue jobqueue.queue) RETURNS integer
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.status_bit(_status text) RETURNS integer
     LANGUAGE sql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
@@ -907,6 +1170,14 @@ CREATE FUNCTION jobqueue.store_job(_job jobqueue.job, _options jsonb, _policy te
 
 CREATE FUNCTION jobqueue.store_progress(_id uuid, _token uuid, _pct integer, _message text, _data jsonb) RETURNS boolean
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.store_queue(_queue jobqueue.queue) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.subscribe(event text, queue text) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.tick_after(_spec jsonb, _after timestamp with time zone) RETURNS timestamp with time zone
@@ -937,6 +1208,10 @@ CREATE FUNCTION jobqueue.to_id(_value jsonb) RETURNS uuid
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
 
+CREATE FUNCTION jobqueue.to_ids(_value jsonb, _name text) RETURNS uuid[]
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.to_int(_value jsonb, _name text, _least bigint, _most bigint) RETURNS integer
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
@@ -961,6 +1236,22 @@ CREATE FUNCTION jobqueue.unschedule(name text) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.unsubscribe(event text, queue text) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.update_jobs(queue text, target jsonb, changes jsonb) RETURNS TABLE(id uuid)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.update_queue(name text, options jsonb) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.upsert(queue text, payload jsonb DEFAULT '{}'::jsonb, options jsonb DEFAULT '{}'::jsonb, OUT id uuid, OUT created boolean, OUT updated boolean, OUT reason text) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.utc_offset(_zone text, _at timestamp with time zone) RETURNS interval
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
@@ -973,6 +1264,10 @@ CREATE FUNCTION jobqueue.visible_tenants() RETURNS text[]
     LANGUAGE sql STABLE PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp';
 
+CREATE FUNCTION jobqueue.waiting_jobs(_queue text, _target jsonb) RETURNS uuid[]
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.wake(_queue text, _number integer) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp';
@@ -984,6 +1279,14 @@ CREATE FUNCTION jobqueue.wake_many(_queues text[]) RETURNS void
 CREATE FUNCTION jobqueue.watch(topic text, duration interval DEFAULT '00:01:00'::interval) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.way_back(_copy jobqueue.job, _destination text, _source text, OUT source text, OUT target text, OUT original boolean) RETURNS record
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.who_acts() RETURNS text
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
 
 CREATE FUNCTION jobqueue.zone_name(_zone text) RETURNS text
     LANGUAGE plpgsql STABLE
@@ -1148,20 +1451,6 @@ CREATE TABLE jobqueue.idempotency_key (
     fingerprint text NOT NULL,
     job_ids uuid[] NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL
-);
-
-CREATE TABLE jobqueue.job_type (
-    name text NOT NULL COLLATE pg_catalog."C",
-    queue text COLLATE pg_catalog."C",
-    label text,
-    options jsonb DEFAULT '{}'::jsonb NOT NULL,
-    stages jsonb,
-    pausable boolean DEFAULT false NOT NULL,
-    applies boolean GENERATED ALWAYS AS (((options <> '{}'::jsonb) OR (label IS NOT NULL) OR (stages IS NOT NULL) OR pausable)) STORED,
-    paused_at timestamp with time zone,
-    pause_reason text,
-    paused_by text,
-    registered_at timestamp with time zone DEFAULT now() NOT NULL
 );
 
 CREATE VIEW jobqueue.jobs WITH (security_invoker='true') AS
@@ -1364,6 +1653,13 @@ CREATE VIEW jobqueue.stages WITH (security_invoker='true') AS
     output
    FROM jobqueue.stage s;
 
+CREATE TABLE jobqueue.subscription (
+    event text NOT NULL COLLATE pg_catalog."C",
+    queue text NOT NULL COLLATE pg_catalog."C",
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    CONSTRAINT subscription_event_is_plain CHECK ((event ~ '^[A-Za-z0-9_./:-]{1,200}$'::text))
+);
+
 CREATE TABLE jobqueue.tenant_pause (
     tenant text NOT NULL COLLATE pg_catalog."C",
     paused_at timestamp with time zone DEFAULT now() NOT NULL,
@@ -1464,6 +1760,9 @@ ALTER TABLE ONLY jobqueue.setting
 
 ALTER TABLE ONLY jobqueue.stage
     ADD CONSTRAINT stage_pkey PRIMARY KEY (job_id, name);
+
+ALTER TABLE ONLY jobqueue.subscription
+    ADD CONSTRAINT subscription_pkey PRIMARY KEY (event, queue);
 
 ALTER TABLE ONLY jobqueue.tenant_pause
     ADD CONSTRAINT tenant_pause_pkey PRIMARY KEY (tenant);
@@ -1598,9 +1897,13 @@ GRANT ALL ON FUNCTION jobqueue.actions(id uuid) TO jobqueue_support_readonly;
 
 GRANT ALL ON FUNCTION jobqueue.actions(id uuid) TO jobqueue_worker;
 
+REVOKE ALL ON FUNCTION jobqueue.actor_of(_job uuid, _actions text[]) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.after_end(_ids uuid[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.after_failure(_id uuid, _error jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.ago(_at timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.allowed_actions(id uuid) FROM PUBLIC;
 
@@ -1614,6 +1917,18 @@ REVOKE ALL ON FUNCTION jobqueue.anyone_watches() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.ask_worker(_job jobqueue.job, _action text, _reason text) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.bulk(action text, filter jsonb, reason text, dry_run boolean, expected_count integer) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.bulk(action text, filter jsonb, reason text, dry_run boolean, expected_count integer) TO jobqueue_api;
+
+GRANT ALL ON FUNCTION jobqueue.bulk(action text, filter jsonb, reason text, dry_run boolean, expected_count integer) TO jobqueue_support;
+
+REVOKE ALL ON FUNCTION jobqueue.bulk_jobs(_filter jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.bulk_one(_action text, _id uuid, _reason text, _dry_run boolean) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.bulk_outcome(_job jobqueue.job, _action text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.can_become(_from text, _to text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.cancel(id uuid, reason text, force boolean) FROM PUBLIC;
@@ -1626,21 +1941,51 @@ REVOKE ALL ON FUNCTION jobqueue.cancel_own(id uuid, token uuid, reason text) FRO
 
 GRANT ALL ON FUNCTION jobqueue.cancel_own(id uuid, token uuid, reason text) TO jobqueue_worker;
 
+REVOKE ALL ON FUNCTION jobqueue.cancel_waiting(_queue text, _tenant text, _reason text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.change_job(_job jobqueue.job, _action text, _to text, _reason text) FROM PUBLIC;
-
-REVOKE ALL ON FUNCTION jobqueue.check_action(_job jobqueue.job, _action text) FROM PUBLIC;
-
-REVOKE ALL ON FUNCTION jobqueue.check_reason(_reason text) FROM PUBLIC;
 
 GRANT SELECT ON TABLE jobqueue.queue TO jobqueue_api;
 
 GRANT SELECT ON TABLE jobqueue.queue TO jobqueue_support_readonly;
 
+REVOKE ALL ON FUNCTION jobqueue.change_waiting(_job jobqueue.job, _queue jobqueue.queue, _changes jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.changeable_options() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.check_action(_job jobqueue.job, _action text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.check_autovacuum() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.check_backlog() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.check_event(_event text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.check_grants() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.check_horizon() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.check_indexes() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.check_leases() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.check_maintenance() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.check_pauses() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.check_reason(_reason text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.check_schedule(_name text, _queue jobqueue.queue, _payload jsonb, _options jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.check_shared(_what text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.check_stats(_stats jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.check_tenant(_tenant text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.check_versions() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.check_workers() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.checkpoint(id uuid, token uuid, stage text, data jsonb, reference text, hash text, pause_safe boolean) FROM PUBLIC;
 
@@ -1674,6 +2019,14 @@ REVOKE ALL ON FUNCTION jobqueue.complete_many(results jsonb) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.complete_many(results jsonb) TO jobqueue_worker;
 
+REVOKE ALL ON FUNCTION jobqueue.create_queue(name text, options jsonb) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.create_queue(name text, options jsonb) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.create_queue(name text, options jsonb) TO jobqueue_worker;
+
+GRANT ALL ON FUNCTION jobqueue.create_queue(name text, options jsonb) TO jobqueue_support;
+
 REVOKE ALL ON FUNCTION jobqueue.cron_day(_spec jsonb, _from date) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.cron_field(_field text, _name text, _least integer, _most integer, _names text[]) FROM PUBLIC;
@@ -1688,11 +2041,23 @@ REVOKE ALL ON FUNCTION jobqueue.cron_value(_text text, _least integer, _most int
 
 REVOKE ALL ON FUNCTION jobqueue.day_end(_zone text, _at timestamp with time zone) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.dead_letters(_queue text, _options jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.delete_ended(_queue text, _tenant text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.delete_job(id uuid, reason text) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.delete_job(id uuid, reason text) TO jobqueue_api;
 
 GRANT ALL ON FUNCTION jobqueue.delete_job(id uuid, reason text) TO jobqueue_support;
+
+REVOKE ALL ON FUNCTION jobqueue.delete_queue(name text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.delete_queue(name text) TO jobqueue_support;
+
+REVOKE ALL ON FUNCTION jobqueue.doctor() FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.doctor() TO jobqueue_support_readonly;
 
 REVOKE ALL ON FUNCTION jobqueue.done_keys(id uuid) FROM PUBLIC;
 
@@ -1722,6 +2087,26 @@ REVOKE ALL ON FUNCTION jobqueue.end_attempt(_job jobqueue.job, _outcome text, _t
 
 REVOKE ALL ON FUNCTION jobqueue.expire(_max integer) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.explain(id uuid) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.explain(id uuid) TO jobqueue_api;
+
+GRANT ALL ON FUNCTION jobqueue.explain(id uuid) TO jobqueue_support_readonly;
+
+REVOKE ALL ON FUNCTION jobqueue.explain_end(_job jobqueue.job) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.explain_held(_job jobqueue.job) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.explain_pauses(_job jobqueue.job) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.explain_relations(_job jobqueue.job) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.explain_running(_job jobqueue.job) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.explain_waiting(_job jobqueue.job) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.explain_workers(_job jobqueue.job) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.fail(id uuid, token uuid, error jsonb, retry_in interval) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.fail(id uuid, token uuid, error jsonb, retry_in interval) TO jobqueue_worker;
@@ -1734,17 +2119,39 @@ GRANT ALL ON FUNCTION jobqueue.fail_many(_failures jsonb) TO jobqueue_worker;
 
 REVOKE ALL ON FUNCTION jobqueue.fail_one(_id uuid, _token uuid, _error jsonb, _retry_in interval) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.find_jobs(queue text, filter jsonb, max_jobs integer, after uuid) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.find_jobs(queue text, filter jsonb, max_jobs integer, after uuid) TO jobqueue_api;
+
+GRANT ALL ON FUNCTION jobqueue.find_jobs(queue text, filter jsonb, max_jobs integer, after uuid) TO jobqueue_support_readonly;
+
 REVOKE ALL ON FUNCTION jobqueue.first_ticks(_spec jsonb, _from timestamp with time zone, _until timestamp with time zone, _max integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.fixed_tick_after(_spec jsonb, _zone text, _after timestamp with time zone) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.for_people(_duration interval) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.give_back(_job jobqueue.job, _outcome text, _run_at timestamp with time zone, _seq bigint) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.has_unended_jobs(_queue text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.has_waiting_children(_id uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.health() FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.health() TO jobqueue_api;
+
+GRANT ALL ON FUNCTION jobqueue.health() TO jobqueue_support_readonly;
 
 REVOKE ALL ON FUNCTION jobqueue.heartbeat(worker uuid, jobs jsonb) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.heartbeat(worker uuid, jobs jsonb) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.help() FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.help() TO jobqueue_api;
+
+GRANT ALL ON FUNCTION jobqueue.help() TO jobqueue_support_readonly;
 
 REVOKE ALL ON FUNCTION jobqueue.hold_key_again(_job jobqueue.job, _to text) FROM PUBLIC;
 
@@ -1808,6 +2215,8 @@ GRANT ALL ON FUNCTION jobqueue.http_with(_object text, _key text, _list json) TO
 
 REVOKE ALL ON FUNCTION jobqueue.interval_tick_after(_spec jsonb, _zone text, _after timestamp with time zone) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.is_bound_to_tenants() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.is_excluded(_spec jsonb, _at timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.is_only_api(_role name) FROM PUBLIC;
@@ -1830,6 +2239,10 @@ REVOKE ALL ON FUNCTION jobqueue.is_uuid(_text text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.job_options() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.jobs_ahead(_job jobqueue.job) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.keep_senders_out(_name text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.kept_options(_options jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.last_checkpoint(id uuid, token uuid) FROM PUBLIC;
@@ -1842,6 +2255,14 @@ REVOKE ALL ON FUNCTION jobqueue.lock_claim(_id uuid, _token uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.lock_job(_id uuid) FROM PUBLIC;
 
+GRANT SELECT ON TABLE jobqueue.job_type TO jobqueue_api;
+
+GRANT SELECT ON TABLE jobqueue.job_type TO jobqueue_support_readonly;
+
+REVOKE ALL ON FUNCTION jobqueue.lock_job_type(_name text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.lock_queue(_name text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.lock_schedule(_name text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.maintain(_worker uuid, _only text[]) FROM PUBLIC;
@@ -1851,6 +2272,8 @@ GRANT ALL ON FUNCTION jobqueue.maintain(_worker uuid, _only text[]) TO jobqueue_
 REVOKE ALL ON FUNCTION jobqueue.mark_done(id uuid, token uuid, keys text[]) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.mark_done(id uuid, token uuid, keys text[]) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.matches(_job jobqueue.job, _filter jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.moment_of(_zone text, _local timestamp without time zone, OUT at timestamp with time zone, OUT skipped boolean) FROM PUBLIC;
 
@@ -1870,11 +2293,25 @@ REVOKE ALL ON FUNCTION jobqueue.note_action(_action text, _job uuid, _tenant tex
 
 REVOKE ALL ON FUNCTION jobqueue.option_interval(_options jsonb, _name text, _default interval) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.options_of_copy(_copy jobqueue.job) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.pause(id uuid, reason text) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.pause(id uuid, reason text) TO jobqueue_api;
 
 GRANT ALL ON FUNCTION jobqueue.pause(id uuid, reason text) TO jobqueue_support;
+
+REVOKE ALL ON FUNCTION jobqueue.pause_job_type(name text, reason text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.pause_job_type(name text, reason text) TO jobqueue_api;
+
+GRANT ALL ON FUNCTION jobqueue.pause_job_type(name text, reason text) TO jobqueue_support;
+
+REVOKE ALL ON FUNCTION jobqueue.pause_queue(name text, reason text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.pause_queue(name text, reason text) TO jobqueue_api;
+
+GRANT ALL ON FUNCTION jobqueue.pause_queue(name text, reason text) TO jobqueue_support;
 
 REVOKE ALL ON FUNCTION jobqueue.pause_schedule(name text, reason text) FROM PUBLIC;
 
@@ -1882,7 +2319,19 @@ GRANT ALL ON FUNCTION jobqueue.pause_schedule(name text, reason text) TO jobqueu
 
 GRANT ALL ON FUNCTION jobqueue.pause_schedule(name text, reason text) TO jobqueue_support;
 
+REVOKE ALL ON FUNCTION jobqueue.pause_tenant(name text, reason text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.pause_tenant(name text, reason text) TO jobqueue_api;
+
+GRANT ALL ON FUNCTION jobqueue.pause_tenant(name text, reason text) TO jobqueue_support;
+
 REVOKE ALL ON FUNCTION jobqueue.policy_key(_tenant text, _key text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.preview_redrive(dead_letter text, options jsonb) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.preview_redrive(dead_letter text, options jsonb) TO jobqueue_api;
+
+GRANT ALL ON FUNCTION jobqueue.preview_redrive(dead_letter text, options jsonb) TO jobqueue_support_readonly;
 
 REVOKE ALL ON FUNCTION jobqueue.preview_schedule(expression text, time_zone text, count integer, after timestamp with time zone) FROM PUBLIC;
 
@@ -1906,15 +2355,43 @@ REVOKE ALL ON FUNCTION jobqueue.promote(_max integer, _since timestamp with time
 
 GRANT ALL ON FUNCTION jobqueue.promote(_max integer, _since timestamp with time zone, OUT promoted integer, OUT next_due timestamp with time zone) TO jobqueue_worker;
 
+REVOKE ALL ON FUNCTION jobqueue.publish(event text, payload jsonb, options jsonb) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.publish(event text, payload jsonb, options jsonb) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.publish(event text, payload jsonb, options jsonb) TO jobqueue_worker;
+
 REVOKE ALL ON FUNCTION jobqueue.publish_changes(_ids uuid[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.publish_order(_id uuid, _version bigint) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.purge_queue(queue text, reason text, OUT cancelled bigint, OUT deleted bigint, OUT running bigint) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.purge_queue(queue text, reason text, OUT cancelled bigint, OUT deleted bigint, OUT running bigint) TO jobqueue_support;
+
+REVOKE ALL ON FUNCTION jobqueue.purge_tenant(tenant text, reason text, OUT cancelled bigint, OUT deleted bigint, OUT running bigint) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.purge_tenant(tenant text, reason text, OUT cancelled bigint, OUT deleted bigint, OUT running bigint) TO jobqueue_support;
 
 REVOKE ALL ON FUNCTION jobqueue.queue_for_send(_name text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.queue_names() FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.queue_names() TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.queue_options() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.queue_values(_queue jobqueue.queue) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.queue_with(_queue jobqueue.queue, _options jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.redrive(dead_letter text, options jsonb, OUT redriven bigint, OUT sent bigint, OUT conflicts bigint, OUT unroutable bigint) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.redrive(dead_letter text, options jsonb, OUT redriven bigint, OUT sent bigint, OUT conflicts bigint, OUT unroutable bigint) TO jobqueue_support;
+
+REVOKE ALL ON FUNCTION jobqueue.redrive_one(_id uuid, _destination text, _source text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.redrive_options() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.refuse(_sqlstate text, _code text, _message text, _hint text, _details jsonb) FROM PUBLIC;
 
@@ -1958,17 +2435,37 @@ REVOKE ALL ON FUNCTION jobqueue.rescue(_max integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.rescue_one(_job jobqueue.job) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.restamp_jobs(_old jobqueue.queue, _new jobqueue.queue) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.resume(id uuid, reason text) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.resume(id uuid, reason text) TO jobqueue_api;
 
 GRANT ALL ON FUNCTION jobqueue.resume(id uuid, reason text) TO jobqueue_support;
 
+REVOKE ALL ON FUNCTION jobqueue.resume_job_type(name text, reason text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.resume_job_type(name text, reason text) TO jobqueue_api;
+
+GRANT ALL ON FUNCTION jobqueue.resume_job_type(name text, reason text) TO jobqueue_support;
+
+REVOKE ALL ON FUNCTION jobqueue.resume_queue(name text, reason text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.resume_queue(name text, reason text) TO jobqueue_api;
+
+GRANT ALL ON FUNCTION jobqueue.resume_queue(name text, reason text) TO jobqueue_support;
+
 REVOKE ALL ON FUNCTION jobqueue.resume_schedule(name text, reason text) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.resume_schedule(name text, reason text) TO jobqueue_api;
 
 GRANT ALL ON FUNCTION jobqueue.resume_schedule(name text, reason text) TO jobqueue_support;
+
+REVOKE ALL ON FUNCTION jobqueue.resume_tenant(name text, reason text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.resume_tenant(name text, reason text) TO jobqueue_api;
+
+GRANT ALL ON FUNCTION jobqueue.resume_tenant(name text, reason text) TO jobqueue_support;
 
 REVOKE ALL ON FUNCTION jobqueue.retry(id uuid, reason text, from_start boolean) FROM PUBLIC;
 
@@ -2118,6 +2615,10 @@ REVOKE ALL ON FUNCTION jobqueue.stage_output(id uuid, token uuid, stage text) FR
 
 GRANT ALL ON FUNCTION jobqueue.stage_output(id uuid, token uuid, stage text) TO jobqueue_worker;
 
+REVOKE ALL ON FUNCTION jobqueue.stamped_expiry(_job jobqueue.job, _old jobqueue.queue, _new jobqueue.queue) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.stamped_flags(_job jobqueue.job, _queue jobqueue.queue) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.status_bit(_status text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.statuses_after(_from text) FROM PUBLIC;
@@ -2129,6 +2630,16 @@ GRANT ALL ON FUNCTION jobqueue.stop_worker(_worker uuid) TO jobqueue_worker;
 REVOKE ALL ON FUNCTION jobqueue.store_job(_job jobqueue.job, _options jsonb, _policy text, OUT id uuid, OUT created boolean, OUT reason text, OUT due timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.store_progress(_id uuid, _token uuid, _pct integer, _message text, _data jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.store_queue(_queue jobqueue.queue) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.subscribe(event text, queue text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.subscribe(event text, queue text) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.subscribe(event text, queue text) TO jobqueue_worker;
+
+GRANT ALL ON FUNCTION jobqueue.subscribe(event text, queue text) TO jobqueue_support;
 
 REVOKE ALL ON FUNCTION jobqueue.tick_after(_spec jsonb, _after timestamp with time zone) FROM PUBLIC;
 
@@ -2143,6 +2654,8 @@ REVOKE ALL ON FUNCTION jobqueue.to_bigint(_value jsonb, _name text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION jobqueue.to_boolean(_value jsonb, _name text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.to_id(_value jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.to_ids(_value jsonb, _name text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.to_int(_value jsonb, _name text, _least bigint, _most bigint) FROM PUBLIC;
 
@@ -2162,6 +2675,30 @@ GRANT ALL ON FUNCTION jobqueue.unschedule(name text) TO jobqueue_worker;
 
 GRANT ALL ON FUNCTION jobqueue.unschedule(name text) TO jobqueue_support;
 
+REVOKE ALL ON FUNCTION jobqueue.unsubscribe(event text, queue text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.unsubscribe(event text, queue text) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.unsubscribe(event text, queue text) TO jobqueue_worker;
+
+GRANT ALL ON FUNCTION jobqueue.unsubscribe(event text, queue text) TO jobqueue_support;
+
+REVOKE ALL ON FUNCTION jobqueue.update_jobs(queue text, target jsonb, changes jsonb) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.update_jobs(queue text, target jsonb, changes jsonb) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.update_jobs(queue text, target jsonb, changes jsonb) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.update_queue(name text, options jsonb) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.update_queue(name text, options jsonb) TO jobqueue_support;
+
+REVOKE ALL ON FUNCTION jobqueue.upsert(queue text, payload jsonb, options jsonb, OUT id uuid, OUT created boolean, OUT updated boolean, OUT reason text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.upsert(queue text, payload jsonb, options jsonb, OUT id uuid, OUT created boolean, OUT updated boolean, OUT reason text) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.upsert(queue text, payload jsonb, options jsonb, OUT id uuid, OUT created boolean, OUT updated boolean, OUT reason text) TO jobqueue_worker;
+
 REVOKE ALL ON FUNCTION jobqueue.utc_offset(_zone text, _at timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.utc_text(_at timestamp with time zone) FROM PUBLIC;
@@ -2176,6 +2713,8 @@ GRANT ALL ON FUNCTION jobqueue.visible_tenants() TO jobqueue_producer;
 
 GRANT ALL ON FUNCTION jobqueue.visible_tenants() TO jobqueue_worker;
 
+REVOKE ALL ON FUNCTION jobqueue.waiting_jobs(_queue text, _target jsonb) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.wake(_queue text, _number integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.wake_many(_queues text[]) FROM PUBLIC;
@@ -2187,6 +2726,10 @@ GRANT ALL ON FUNCTION jobqueue.watch(topic text, duration interval) TO jobqueue_
 GRANT ALL ON FUNCTION jobqueue.watch(topic text, duration interval) TO jobqueue_support_readonly;
 
 GRANT ALL ON FUNCTION jobqueue.watch(topic text, duration interval) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.way_back(_copy jobqueue.job, _destination text, _source text, OUT source text, OUT target text, OUT original boolean) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.who_acts() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.zone_name(_zone text) FROM PUBLIC;
 
@@ -2218,10 +2761,6 @@ GRANT SELECT ON TABLE jobqueue.done_key TO jobqueue_api;
 
 GRANT SELECT ON TABLE jobqueue.done_key TO jobqueue_support_readonly;
 
-GRANT SELECT ON TABLE jobqueue.job_type TO jobqueue_api;
-
-GRANT SELECT ON TABLE jobqueue.job_type TO jobqueue_support_readonly;
-
 GRANT SELECT ON TABLE jobqueue.jobs TO jobqueue_api;
 
 GRANT SELECT ON TABLE jobqueue.jobs TO jobqueue_support_readonly;
@@ -2249,6 +2788,10 @@ GRANT SELECT ON TABLE jobqueue.stage TO jobqueue_support_readonly;
 GRANT SELECT ON TABLE jobqueue.stages TO jobqueue_api;
 
 GRANT SELECT ON TABLE jobqueue.stages TO jobqueue_support_readonly;
+
+GRANT SELECT ON TABLE jobqueue.subscription TO jobqueue_api;
+
+GRANT SELECT ON TABLE jobqueue.subscription TO jobqueue_support_readonly;
 
 GRANT SELECT ON TABLE jobqueue.tenant_pause TO jobqueue_api;
 

@@ -62,6 +62,21 @@ def get(job_id: str, dsn: str | None, output: str) -> None:
 @group.command()
 @_job
 @dsn_option
+@output_option
+def explain(job_id: str, dsn: str | None, output: str) -> None:
+    """Say why a job is not running, or why it ended as it did, and what to do."""
+    from jobqueue.cli.session import rows_of, session
+    from jobqueue.client import as_job_id
+
+    known_id = as_job_id(job_id)
+    with session(dsn) as connection:
+        rows = rows_of(connection, "select * from jobqueue.explain(%s)", (known_id,))
+    emit_rows(rows, ("reason", "detail", "what_to_do"), output)
+
+
+@group.command()
+@_job
+@dsn_option
 @click.option("--timeout", type=float, metavar="SECONDS", help="Give up after this time.  [default: never]")
 @output_option
 def watch(job_id: str, dsn: str | None, timeout: float | None, output: str) -> None:

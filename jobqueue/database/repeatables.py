@@ -96,7 +96,7 @@ def apply_all(connection: Connection[Any], files: SchemaFiles) -> list[str]:
     managed = {*ledger.applied_routines(connection), *(name for file in files.repeatables for name in file.routines)}
     before = _routine_rows(connection)
     connection.execute(DROP_VIEWS.encode())
-    code = [file for file in files.repeatables if "/" in file.name]
+    code = [file for file in files.repeatables if file.name.startswith(("functions/", "views/"))]
     for file in code:
         _apply(connection, file)
     # Before roles.sql: a grant on all functions touches the obsolete ones too.

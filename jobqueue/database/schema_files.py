@@ -6,7 +6,7 @@ sql/migrations/NNNN_name.down.sql how to undo it (optional)
 sql/functions/*.sql               re-applied, in this order …
 sql/views/*.sql
 sql/roles.sql
-sql/comments.sql                  … all in one transaction
+sql/comments/*.sql                … all in one transaction
 ```
 
 A step whose leading comments say `-- jobqueue: tx=no` runs statement by statement outside a transaction, for
@@ -151,6 +151,7 @@ def _repeatables(folder: Traversable) -> Iterator[Repeatable]:
     parts = [(f"functions/{file.name}", file) for file in _sql_files(folder / "functions")]
     parts += [(f"views/{file.name}", file) for file in _sql_files(folder / "views")]
     parts += [(name, folder / name) for name in ("roles.sql", "comments.sql") if (folder / name).is_file()]
+    parts += [(f"comments/{file.name}", file) for file in _sql_files(folder / "comments")]
     for name, file in parts:
         text = file.read_text(encoding="utf-8")
         routines = tuple(dict.fromkeys(match[1].lower() for match in _ROUTINE.finditer(_without_comments(text))))

@@ -203,7 +203,7 @@ $$;
 -- matches: whether a job has the values of a filter; a value may be a list of which one is meant.
 create or replace function jobqueue.matches(_job jobqueue.job, _filter jsonb)
 returns boolean
-language sql immutable
+language sql stable
 set search_path = pg_catalog, jobqueue, pg_temp
 as $$
     select coalesce(bool_and(case e.key

@@ -96,13 +96,17 @@ returns table (name text, status text, detail text, what_to_do text)
 language sql stable
 set search_path = pg_catalog, jobqueue, pg_temp
 as $$
-    select 'maintenance: ' || m.step, case when m.state ? 'error' then 'fail' when late then 'warn' else 'ok' end,
-        case when m.state ? 'error' then format('failed at %s: %s', m.state ->> 'failed_at', m.state ->> 'error')
+    select 'maintenance: ' || m.step, case when failing then 'fail' when late then 'warn' else 'ok' end,
+        case when failing then format('failed at %s: %s', m.state ->> 'failed_at', m.state ->> 'error')
             when late then format('due since %s', ago(m.next_at))
             when m.last_at is null then 'has not run yet' else format('ran at %s', ago(m.last_at)) end,
-        case when m.state ? 'error' then 'Run it by hand to see why: ' || format('select * from jobqueue.maintain(null, array[%L])', m.step)
+        case when failing then 'Run it by hand to see why: ' || format('select * from jobqueue.maintain(null, array[%L])', m.step)
             when late then 'Start a worker: every worker keeps house.' end
-    from (select x.*, x.next_at < now() - greatest(interval '5 min', 3 * x.every) as late from maintenance x order by x.step) m
+    from (
+        select x.*, x.next_at < now() - greatest(interval '5 min', 3 * x.every) as late,
+            -- the error of a run before the last one is history
+            coalesce((x.state ->> 'failed_at')::timestamptz >= x.last_at, false) as failing
+        from maintenance x order by x.step) m
 $$;
 
 -- check_backlog: queues with more ready jobs than their warn_backlog; counted no further. Index: job_claim.

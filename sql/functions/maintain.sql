@@ -222,7 +222,7 @@ begin
         order by x.step
         for update skip locked
     loop
-        new_state := m.state;
+        new_state := m.state - array['error', 'failed_at'];
         next_due := now() + m.every;
         begin
             case m.step

@@ -24,7 +24,8 @@ declare
     duration interval;
     result jsonb := '{}';
 begin
-    foreach name in array array['retry_delay', 'retry_delay_max', 'timeout', 'max_runtime', 'lease', 'keep_completed', 'keep_ended'] loop
+    foreach name in array array['retry_delay', 'retry_delay_max', 'timeout', 'max_runtime', 'lease', 'expires_in', 'keep_completed',
+        'keep_ended'] loop
         if _options ? name then
             value := _options -> name;
             duration := to_interval(value, name);

@@ -60,7 +60,6 @@ def test_a_consistent_update_by_hand_outside_the_table_is_refused(engine: Engine
         assert engine.job(job) == before
 
 
-
 @pytest.mark.parametrize("old", STATUSES)
 def test_a_bare_update_of_the_status_outside_the_table_is_refused(engine: Engine, old: str) -> None:
     job = engine.in_status(old)

@@ -41,7 +41,7 @@ def test_the_schema_and_every_table_view_and_sequence_of_it_have_a_comment(engin
         "and (relkind in ('r', 'v') or relkind = 'S' and not exists "
         "(select from pg_depend d where d.objid = c.oid and d.deptype = 'i')) order by 1"
     )
-    assert missing == [], "add them to sql/comments.sql"
+    assert missing == [], "add them to sql/comments/"
 
 
 def test_every_column_has_a_comment(engine: Engine) -> None:
@@ -51,7 +51,7 @@ def test_every_column_has_a_comment(engine: Engine) -> None:
         "where c.relnamespace = 'jobqueue'::regnamespace and c.relkind in ('r', 'v') and not a.attisdropped "
         "and col_description(c.oid, a.attnum) is null order by 1"
     )
-    assert missing == [], "add them to sql/comments.sql"
+    assert missing == [], "add them to sql/comments/"
 
 
 def test_every_function_has_a_comment(engine: Engine) -> None:
@@ -59,7 +59,7 @@ def test_every_function_has_a_comment(engine: Engine) -> None:
         "select oid::regprocedure::text from pg_proc where pronamespace = 'jobqueue'::regnamespace "
         "and obj_description(oid, 'pg_proc') is null order by 1"
     )
-    assert missing == [], "add them to sql/comments.sql"
+    assert missing == [], "add them to sql/comments/"
 
 
 def test_every_trigger_and_every_named_rule_has_a_comment(engine: Engine) -> None:
@@ -70,7 +70,7 @@ def test_every_trigger_and_every_named_rule_has_a_comment(engine: Engine) -> Non
         "select conname::text from pg_constraint where connamespace = 'jobqueue'::regnamespace and contype = 'c' "
         "and obj_description(oid, 'pg_constraint') is null"
     )
-    assert missing == [], "add them to sql/comments.sql"
+    assert missing == [], "add them to sql/comments/"
 
 
 def test_every_function_is_called_by_a_test_directly_or_through_another(engine: Engine) -> None:
@@ -90,6 +90,7 @@ def test_every_function_is_called_by_a_test_directly_or_through_another(engine: 
             "select pg_get_expr(polqual, polrelid) from pg_policy where polrelid = 'jobqueue.job'::regclass"
         )
         + engine.values("select pg_get_expr(adbin, adrelid) from pg_attrdef where adrelid = 'jobqueue.job'::regclass")
+        + engine.values("select pg_get_constraintdef(oid) from pg_constraint where conrelid = 'jobqueue.job'::regclass")
     )
     called = {name for name in bodies if name in said} | {name for name in bodies if re.search(rf"\b{name}\(", ruled)}
     todo = set(called)

@@ -1,7 +1,7 @@
--- What psql shows: \d+ jobqueue.jobs, \df+ jobqueue.*. Units and defaults are said here once, in the words of the product.
+-- What \d+ shows of tables, views and columns: units and defaults are said here once, in the words of the product.
+
 comment on schema jobqueue is 'Job queue: send, claim, complete and fail jobs; read the view jobs; select * from jobqueue.actions(id) says what can be done.';
 comment on sequence jobqueue.ready_seq is 'Places in the line, in the order of becoming ready.';
-
 comment on table jobqueue.queue is 'Queues with their options; a job may override most of them.';
 comment on column jobqueue.queue.name is 'Name: 1 to 200 letters, digits and _ . / : -';
 comment on column jobqueue.queue.number is 'Number of the queue, for advisory locks.';
@@ -29,7 +29,6 @@ comment on column jobqueue.queue.pause_reason is 'Why it is paused.';
 comment on column jobqueue.queue.paused_by is 'Who paused it.';
 comment on column jobqueue.queue.created_at is 'When it was created.';
 comment on column jobqueue.queue.updated_at is 'When its options changed last.';
-
 comment on table jobqueue.job_type is 'Job types that workers registered, with the options that every send of them applies.';
 comment on column jobqueue.job_type.name is 'Name of the job_type.';
 comment on column jobqueue.job_type.queue is 'Queue that app.send puts it into.';
@@ -42,13 +41,11 @@ comment on column jobqueue.job_type.paused_at is 'Since when nothing of it is cl
 comment on column jobqueue.job_type.pause_reason is 'Why it is paused.';
 comment on column jobqueue.job_type.paused_by is 'Who paused it.';
 comment on column jobqueue.job_type.registered_at is 'When it was registered or changed last.';
-
 comment on table jobqueue.tenant_pause is 'Tenants of which nothing is claimed.';
 comment on column jobqueue.tenant_pause.tenant is 'The tenant.';
 comment on column jobqueue.tenant_pause.paused_at is 'Since when.';
 comment on column jobqueue.tenant_pause.pause_reason is 'Why.';
 comment on column jobqueue.tenant_pause.paused_by is 'Who paused it.';
-
 comment on table jobqueue.job is 'Jobs: one row each, from sending to removal. Read the view jobs; change through functions only.';
 comment on column jobqueue.job.id is 'Id of the job: any uuid, version 7 (sorts by time) unless the sender chose one.';
 comment on column jobqueue.job.created_at is 'When the job was sent.';
@@ -117,7 +114,6 @@ comment on column jobqueue.job.resumed_at is 'When the job was resumed last.';
 comment on column jobqueue.job.resume_count is 'How often the job was resumed.';
 comment on column jobqueue.job.checkpoint_id is 'Last checkpoint, from which the next attempt goes on.';
 comment on column jobqueue.job.unfinished_parents is 'Jobs that this one still waits for.';
-
 comment on table jobqueue.attempt is 'Attempts that ended without success: the reason of every one is kept.';
 comment on column jobqueue.attempt.job_id is 'The job.';
 comment on column jobqueue.attempt.attempt is 'Number of the attempt, from 1; 0: expired before it ran.';
@@ -132,7 +128,6 @@ comment on column jobqueue.attempt.error_code is 'Code of the error.';
 comment on column jobqueue.attempt.error_message is 'Message of the error; at most 2,000 characters.';
 comment on column jobqueue.attempt.error_detail is 'Detail of the error, for example a stack trace; at most 64,000 characters.';
 comment on column jobqueue.attempt.next_run_at is 'When the job was to run again; null: not again.';
-
 comment on table jobqueue.stage is 'Stages of jobs.';
 comment on column jobqueue.stage.job_id is 'The job.';
 comment on column jobqueue.stage.name is 'Name of the stage.';
@@ -146,7 +141,6 @@ comment on column jobqueue.stage.completed_at is 'When it ended.';
 comment on column jobqueue.stage.error is 'Why it failed; at most 2,000 characters.';
 comment on column jobqueue.stage.metadata is 'Data of the handler about the stage; at most 1 MB.';
 comment on column jobqueue.stage.output is 'What the stage made, for later stages; at most 8 MB.';
-
 comment on table jobqueue.checkpoint is 'Checkpoints of jobs.';
 comment on column jobqueue.checkpoint.id is 'Number of the checkpoint.';
 comment on column jobqueue.checkpoint.job_id is 'The job.';
@@ -158,13 +152,11 @@ comment on column jobqueue.checkpoint.reference is 'Where the state lies instead
 comment on column jobqueue.checkpoint.hash is 'SHA-256 in hex of data or of what reference names.';
 comment on column jobqueue.checkpoint.pause_safe is 'Whether the job may be paused here.';
 comment on column jobqueue.checkpoint.created_at is 'When it was stored.';
-
 comment on table jobqueue.done_key is 'Parts of jobs that are done and not done again by a retry.';
 comment on column jobqueue.done_key.job_id is 'The job.';
 comment on column jobqueue.done_key.key is 'Name of the part; at most 1,000 characters.';
 comment on column jobqueue.done_key.tenant is 'Tenant of the job.';
 comment on column jobqueue.done_key.done_at is 'When it was done.';
-
 comment on table jobqueue.worker is 'Workers that were seen within a day.';
 comment on column jobqueue.worker.id is 'Id that the worker chose when it started.';
 comment on column jobqueue.worker.name is 'Name of the worker.';
@@ -180,13 +172,11 @@ comment on column jobqueue.worker.heartbeat_at is 'Its last heartbeat (every 5 s
 comment on column jobqueue.worker.stopped_at is 'When it stopped in order; null: it has not.';
 comment on column jobqueue.worker.drain_reason is 'Why it was asked to drain.';
 comment on column jobqueue.worker.drain_requested_at is 'When it was asked to drain.';
-
 comment on table jobqueue.claim_batch is 'Notes of claims: where rescue looks for lost jobs.';
 comment on column jobqueue.claim_batch.id is 'Number of the claim.';
 comment on column jobqueue.claim_batch.worker_id is 'Worker that claimed.';
 comment on column jobqueue.claim_batch.check_at is 'When a lease of the claim could have run out.';
 comment on column jobqueue.claim_batch.job_ids is 'Jobs of the claim.';
-
 comment on table jobqueue.audit is 'What people did, with who and why. Read the view actions_taken.';
 comment on column jobqueue.audit.id is 'Number of the line.';
 comment on column jobqueue.audit.at is 'When.';
@@ -202,7 +192,6 @@ comment on column jobqueue.audit.actor is 'Who acted, as the application said (j
 comment on column jobqueue.audit.application_name is 'Application of the session.';
 comment on column jobqueue.audit.client_addr is 'Address of the client; null: a local socket.';
 comment on column jobqueue.audit.details is 'What else was said of it.';
-
 comment on table jobqueue.maintenance is 'Steps of maintenance; each is due by its row.';
 comment on column jobqueue.maintenance.step is 'Name of the step.';
 comment on column jobqueue.maintenance.every is 'How often it runs.';
@@ -210,22 +199,18 @@ comment on column jobqueue.maintenance.next_at is 'When it is due.';
 comment on column jobqueue.maintenance.last_at is 'When it ran last.';
 comment on column jobqueue.maintenance.last_done is 'How much it did then.';
 comment on column jobqueue.maintenance.state is 'Where it goes on.';
-
 comment on table jobqueue.watch is 'Who listens for notifications, and until when; nothing is sent otherwise.';
 comment on column jobqueue.watch.topic is 'job:<id>, tenant:<name>, queue:<name> or all.';
 comment on column jobqueue.watch.until is 'End of the watch.';
-
 comment on table jobqueue.idempotency_key is 'Idempotency keys of HTTP requests; kept for 24 hours.';
 comment on column jobqueue.idempotency_key.owner is 'API key that sent it.';
 comment on column jobqueue.idempotency_key.key is 'The Idempotency-Key.';
 comment on column jobqueue.idempotency_key.fingerprint is 'Hash of the request; another request with the key is refused.';
 comment on column jobqueue.idempotency_key.job_ids is 'Jobs that the request made.';
 comment on column jobqueue.idempotency_key.created_at is 'When.';
-
 comment on table jobqueue.setting is 'Settings of the installation, for example create_queues or max_payload_bytes.';
 comment on column jobqueue.setting.name is 'Name of the setting.';
 comment on column jobqueue.setting.value is 'Its value.';
-
 comment on view jobqueue.jobs is 'Jobs as people and programs read them.';
 comment on column jobqueue.jobs.id is 'Id of the job: any uuid, version 7 (sorts by time) unless the sender chose one.';
 comment on column jobqueue.jobs.queue is 'Name of the queue that the job was sent to.';
@@ -279,7 +264,6 @@ comment on column jobqueue.jobs.group_key is 'Group whose jobs share a limit.';
 comment on column jobqueue.jobs.batch_id is 'Batch that the job belongs to.';
 comment on column jobqueue.jobs.dead_letter_of is 'Id of the failed job of which this is the copy in a dead letter queue.';
 comment on column jobqueue.jobs.version is 'Goes up with every change that a poller can see; a heartbeat alone is none.';
-
 comment on view jobqueue.attempts is 'Every attempt of every job, the one under way and the successful one included.';
 comment on column jobqueue.attempts.job_id is 'The job.';
 comment on column jobqueue.attempts.attempt is 'Number of the attempt, from 1; 0: expired before it ran.';
@@ -293,7 +277,6 @@ comment on column jobqueue.attempts.error_code is 'Code of the error.';
 comment on column jobqueue.attempts.error_message is 'Message of the error; at most 2,000 characters.';
 comment on column jobqueue.attempts.error_detail is 'Detail of the error, for example a stack trace; at most 64,000 characters.';
 comment on column jobqueue.attempts.next_run_at is 'When the job was to run again; null: not again.';
-
 comment on view jobqueue.stages is 'Stages of jobs, in their order.';
 comment on column jobqueue.stages.job_id is 'The job.';
 comment on column jobqueue.stages.tenant is 'Tenant of the job.';
@@ -307,7 +290,6 @@ comment on column jobqueue.stages.completed_at is 'When it ended.';
 comment on column jobqueue.stages.error is 'Why it failed; at most 2,000 characters.';
 comment on column jobqueue.stages.metadata is 'Data of the handler about the stage; at most 1 MB.';
 comment on column jobqueue.stages.output is 'What the stage made, for later stages; at most 8 MB.';
-
 comment on view jobqueue.checkpoints is 'Checkpoints of jobs, the newest with its data.';
 comment on column jobqueue.checkpoints.id is 'Number of the checkpoint.';
 comment on column jobqueue.checkpoints.job_id is 'The job.';
@@ -319,7 +301,6 @@ comment on column jobqueue.checkpoints.reference is 'Where the state lies instea
 comment on column jobqueue.checkpoints.hash is 'SHA-256 in hex of data or of what reference names.';
 comment on column jobqueue.checkpoints.pause_safe is 'Whether the job may be paused here.';
 comment on column jobqueue.checkpoints.created_at is 'When it was stored.';
-
 comment on view jobqueue.actions_taken is 'The audit: who did what with which job, when and why.';
 comment on column jobqueue.actions_taken.id is 'Number of the line.';
 comment on column jobqueue.actions_taken.at is 'When.';
@@ -335,7 +316,6 @@ comment on column jobqueue.actions_taken.actor is 'Who acted, as the application
 comment on column jobqueue.actions_taken.application_name is 'Application of the session.';
 comment on column jobqueue.actions_taken.client_addr is 'Address of the client; null: a local socket.';
 comment on column jobqueue.actions_taken.details is 'What else was said of it.';
-
 comment on view jobqueue.workers is 'Workers that run, and those that stopped within a day.';
 comment on column jobqueue.workers.id is 'Id that the worker chose when it started.';
 comment on column jobqueue.workers.name is 'Name of the worker.';
@@ -351,7 +331,6 @@ comment on column jobqueue.workers.heartbeat_at is 'Its last heartbeat (every 5 
 comment on column jobqueue.workers.stopped_at is 'When it stopped in order; null: it has not.';
 comment on column jobqueue.workers.state is 'working, draining, stopped or lost (no heartbeat for 30 s).';
 comment on column jobqueue.workers.drain_reason is 'Why it was asked to drain.';
-
 comment on view jobqueue.queues is 'Queues with their options; durations are intervals.';
 comment on column jobqueue.queues.name is 'Name: 1 to 200 letters, digits and _ . / : -';
 comment on column jobqueue.queues.policy is 'standard, short, singleton, stately, exclusive or key_strict_fifo; standard unless told.';
@@ -378,7 +357,6 @@ comment on column jobqueue.queues.pause_reason is 'Why it is paused.';
 comment on column jobqueue.queues.paused_by is 'Who paused it.';
 comment on column jobqueue.queues.created_at is 'When it was created.';
 comment on column jobqueue.queues.updated_at is 'When its options changed last.';
-
 comment on constraint queue_name_is_plain on jobqueue.queue is 'A queue is named by 1 to 200 letters, digits and _ . / : -';
 comment on constraint queue_policy_is_known on jobqueue.queue is 'Policies are standard, short, singleton, stately, exclusive and key_strict_fifo.';
 comment on constraint queue_options_are_sane on jobqueue.queue is 'Durations and counts are in their bounds; a lease lasts at least 10 s; a queue is not its own dead letter queue.';
@@ -390,168 +368,6 @@ comment on constraint stage_status_is_known on jobqueue.stage is 'Stage statuses
 comment on constraint stage_weight_is_positive on jobqueue.stage is 'A stage has a share above 0.';
 comment on constraint checkpoint_hash_is_sha256 on jobqueue.checkpoint is 'A hash has 64 hex digits.';
 comment on constraint checkpoint_reference_has_hash on jobqueue.checkpoint is 'A reference needs the hash of what it refers to.';
-
-comment on trigger job_guard on jobqueue.job is 'Refuses every change of status that is not allowed (JQ409).';
-comment on trigger job_guard_delete on jobqueue.job is 'Only an ended job can be deleted.';
-comment on trigger job_children_go on jobqueue.job is 'What hangs on deleted jobs goes with them.';
-
--- Functions: names are unique, so no arguments are needed.
-comment on function jobqueue.acknowledge is 'The worker stopped the handler as it was asked: cancel makes the job cancelled, pause makes it paused.';
-comment on function jobqueue.action_list is 'The one table of what can be done with a job by status, and why not.';
-comment on function jobqueue.actions is 'Everything that could be done with a job, whether it is allowed now, and if not, why. Errors: JQ404.';
-comment on function jobqueue.after_end is 'What the end of a job brings about besides: a job kept for no time goes at once (flag 1).';
-comment on function jobqueue.after_failure is 'What a job that ended as failed brings about: a copy in its dead letter queue.';
-comment on function jobqueue.allowed_actions is 'The names of what can be done with a job now. Errors: JQ404.';
-comment on function jobqueue.anyone_watches is 'Whether somebody listens to jobs at all. Asked before anything is looked up for listeners.';
-comment on function jobqueue.ask_worker is 'Request an action of the worker of a running job; it hears of it at once by notification, or with its next heartbeat.';
-comment on function jobqueue.can_become is 'Whether a job may go from one status to another: the table of transitions.';
-comment on function jobqueue.cancel is 'Stop a job for good; a running one is asked, or stopped at once with force. Returns the job''s status. Errors: JQ400 blank reason, JQ404, JQ409.';
-comment on function jobqueue.cancel_own is 'The handler itself decided that the job is to be given up. Returns the new status. Errors: JQ404, JQ409 LEASE_LOST.';
-comment on function jobqueue.change_job is 'Write a change of status by hand of a person; the one place where waiting jobs leave or enter the line.';
-comment on function jobqueue.check_action is 'JQ409 with what is allowed instead, unless the action is allowed.';
-comment on function jobqueue.check_reason is 'A reason is not blank and at most 2,000 characters.';
-comment on function jobqueue.check_stats is 'Stats are an object, or nothing.';
-comment on function jobqueue.check_tenant is 'The tenants of this transaction (jobqueue.tenants) bound what may be sent.';
-comment on function jobqueue.checkpoint is 'Remember how far the job is, inline (data) or by reference with its SHA-256, so that the next attempt goes on from here. Returns pause, cancel or null. Errors: JQ400, JQ404, JQ409, JQ413.';
-comment on function jobqueue.claim is 'Take jobs to work on: at most max_jobs (1 to 10,000), by priority, then in the order of becoming ready. options: job_types, min_priority, max_priority. Keep claim_token. Errors: JQ400.';
-comment on function jobqueue.claim_any is 'Claim without floors, from one queue or from several.';
-comment on function jobqueue.claim_queue is 'Claim jobs of one queue from ranges of its line.';
-comment on function jobqueue.claim_ranges is 'Claim from the ranges of several queues; over all of them in the order of the line. The best keys are read without locks first, so that no more is locked than is taken.';
-comment on function jobqueue.clean_error is 'An error as it is stored: a known class, a code, texts cut to 2,000 and 64,000 characters.';
-comment on function jobqueue.clean_text is 'Text that can be stored and shown: cut to a number of characters.';
-comment on function jobqueue.complete is 'The job is done; stats are merged. Returns ok, already, or failed (result over 8 MB). Errors: JQ409 LEASE_LOST if the token is stale, JQ404.';
-comment on function jobqueue.complete_many is 'Several jobs are done: [{id, token, result, stats}]. Returns (id, outcome) per element, in order: ok, already, lost or failed. Errors: JQ400.';
-comment on function jobqueue.delete_job is 'Remove an ended job and what hangs on it. Returns the status that it had. Errors: JQ400, JQ404, JQ409.';
-comment on function jobqueue.done_keys is 'The parts of a job that are done. Errors: JQ404.';
-comment on function jobqueue.drain_worker is 'Ask a worker to finish what it has and stop. It hears of it with its next heartbeat.';
-comment on function jobqueue.drop_dead_letters is 'Cancel the waiting copies of a job in its dead letter queue.';
-comment on function jobqueue.edit_distance is 'Levenshtein''s distance of two short words, for "did you mean".';
-comment on function jobqueue.end_attempt is 'End the attempt of a locked, processing job without success.';
-comment on function jobqueue.expire is 'End jobs that waited longer than their expires_in without ever running. Returns how many. Index: job_expiring.';
-comment on function jobqueue.fail is 'The attempt failed; error: {class, code, message, detail}; retry_in instead of the job''s own delay. Returns the new status. Errors: JQ400, JQ404, JQ409 LEASE_LOST.';
-comment on function jobqueue.fail_claim is 'Decide what a failed attempt of a locked job leads to, and do it. Returns the new status.';
-comment on function jobqueue.fail_many is 'Several attempts failed; a stale claim does not keep the others back.';
-comment on function jobqueue.fail_one is 'Fail without the checks of the public form; null if the claim is lost.';
-comment on function jobqueue.give_back is 'End a locked claim without spending a retry: to pending at a time, or to what was asked.';
-comment on function jobqueue.has_waiting_children is 'Whether jobs still wait for this one; it is not deleted before.';
-comment on function jobqueue.heartbeat is 'A worker lives: extends the leases of exactly the jobs it lists, stores progress, brings orders as (id, command): cancel, pause, lost; drain with a null id. Every 5 s. Errors: JQ400.';
-comment on function jobqueue.hold_key_again is 'The key that a job takes up when a person puts it back into the line; JQ409 with the holder if it is taken.';
-comment on function jobqueue.hold_of is 'What a new job holds, by its options (singleton_key, throttle_seconds, debounce_seconds) and the policy of its queue.';
-comment on function jobqueue.holder_of is 'Who stands in the place of a job that could not be stored, and why.';
-comment on function jobqueue.housekeeping is 'What listeners, stopped workers, old keys and old stages left behind.';
-comment on function jobqueue.http_context is 'Make this transaction the caller''s.';
-comment on function jobqueue.http_job is 'GET /jobs/{id} as one call; parameters of http_context and http_job_state.';
-comment on function jobqueue.http_job_body is 'The job as JSON text, as the caller may see it. Null if there is none.';
-comment on function jobqueue.http_job_state is 'What an answer about a job is decided by, and the job itself unless the caller has it already.';
-comment on function jobqueue.http_keep_key is 'Remember the jobs of an idempotency key that this transaction has taken.';
-comment on function jobqueue.http_queue_position is 'How many waiting jobs are claimed before this one, plus 1; 1000 means 1000 or more.';
-comment on function jobqueue.http_send is 'POST /jobs as one call.';
-comment on function jobqueue.http_send_all is 'The elements of POST /jobs, all or none. An error names its element if several were given.';
-comment on function jobqueue.http_send_one is 'One element of POST /jobs: {"queue": …, "payload": …, any option of send}. Errors: those of send, JQ404 unknown queue.';
-comment on function jobqueue.http_take_key is 'Make an idempotency key this transaction''s. A twin waits here until the first has ended, and then finds its jobs.';
-comment on function jobqueue.http_versions is 'Version and alive of many jobs, whoever they belong to: for waking those who wait. Deleted jobs are missing.';
-comment on function jobqueue.http_watch is 'Count the API as a listener of topics (see jobqueue.watch) for a minute or more, in one call.';
-comment on function jobqueue.http_with is 'A JSON object, as text, with one list more.';
-comment on function jobqueue.is_only_api is 'Whether a role has its rights from jobqueue_api alone.';
-comment on function jobqueue.is_pausable is 'A running job can be paused if its job_type says so or its last checkpoint is pause-safe.';
-comment on function jobqueue.is_bound_to_tenants is 'Whether this transaction may not send for every tenant.';
-comment on function jobqueue.is_plain is 'A queue whose jobs need nothing but a place in the line when they are sent.';
-comment on function jobqueue.is_too_large is 'Whether a value is over its limit in bytes.';
-comment on function jobqueue.is_uuid is 'Whether a text can be cast to uuid.';
-comment on function jobqueue.job_options is 'The names that send knows.';
-comment on function jobqueue.kept_options is 'Those that stay with the job until they are used, durations in seconds.';
-comment on function jobqueue.last_checkpoint is 'Where a claimed job goes on, and whether inline data still have the hash that was computed for them.';
-comment on function jobqueue.lock_claim is 'The job of a valid claim, locked; raises JQ409 LEASE_LOST or JQ404 otherwise.';
-comment on function jobqueue.lock_job is 'A job that the caller may see, locked; JQ404 otherwise.';
-comment on function jobqueue.maintain is 'Run the steps that are due, each once in the whole installation.';
-comment on function jobqueue.mark_done is 'Remember that parts of the job are done; a part is named by a key. Returns how many keys are new.';
-comment on function jobqueue.new_id is 'A new id: uuid version 7.';
-comment on function jobqueue.new_job is 'The row that a call of send asks for; not stored yet. Raises JQ400, JQ403 or JQ413.';
-comment on function jobqueue.next_due is 'When the next waiting job becomes due; null if none waits.';
-comment on function jobqueue.next_ready is 'The next place in the line; the transaction gets its id first.';
-comment on function jobqueue.note_action is 'One line of the audit. Who: the proven session_user, and jobqueue.actor as claimed by an application.';
-comment on function jobqueue.option_interval is 'A duration among the normalised options of a job (seconds), else what its queue says.';
-comment on function jobqueue.pause is 'Hold a waiting job, or ask a running one to stop at its next pause-safe checkpoint (refused unless it is pausable).';
-comment on function jobqueue.prioritize is 'Give a waiting job another priority (higher first). Returns the job''s status. Errors: JQ400, JQ404, JQ409.';
-comment on function jobqueue.progress is 'How far the job is: pct 0 to 100 (clamped), message, data (done, total, substage; the rest goes into metadata). Returns cancel, pause or null. Errors: JQ400, JQ404, JQ409, JQ413.';
-comment on function jobqueue.promote is 'Move jobs whose time has come into the line; returns how many, and when the next one is due.';
-comment on function jobqueue.publish_changes is 'Tell listeners that jobs changed; ids and versions only, in portions that fit a notification.';
-comment on function jobqueue.publish_order is 'Tell the worker of one job at once, watched or not.';
-comment on function jobqueue.queue_for_send is 'The queue of a name; an unknown one is created with the defaults, unless the setting create_queues is false (JQ404).';
-comment on function jobqueue.queue_names is 'The queues there are; for workers that serve all of them.';
-comment on function jobqueue.refuse is 'Raise one of the queue''s own errors.';
-comment on function jobqueue.refuse_job is 'JQ404 for a job that does not exist or that the caller may not see.';
-comment on function jobqueue.refuse_large is 'Raise JQ413 if a value is over its limit.';
-comment on function jobqueue.refuse_lost is 'JQ409 for a worker whose claim is not valid any more; JQ404 if the job is gone.';
-comment on function jobqueue.refuse_transition is 'The trigger''s voice.';
-comment on function jobqueue.refuse_unknown_option is 'Raise UNKNOWN_OPTION for the first key of _options that is not in _known, with the nearest known name.';
-comment on function jobqueue.refused_of is 'Why the rest of a settle was not completed; results that cannot be stored end their attempt.';
-comment on function jobqueue.register_job_types is 'What workers can run, and how it is called, tried again and shown; every way of sending applies it.';
-comment on function jobqueue.register_worker is 'Who works here. info: name, hostname, pid, version, queues (list or null for all), job_types (list), concurrency.';
-comment on function jobqueue.release is 'Give a claimed job back at once, without spending a retry (a worker that stops). Returns the new status.';
-comment on function jobqueue.release_many is 'Claims whose handlers never started, or were stopped at shutdown. Stale ones are passed over. Returns how many went back.';
-comment on function jobqueue.remove_children is 'What hung on deleted jobs goes with them, whoever deleted them.';
-comment on function jobqueue.remove_old is 'Delete ended jobs that were kept long enough, in portions; returns how many and where to go on.';
-comment on function jobqueue.render_label is '"Indexing: {payload.path}" with the values of one job; what is missing is left out.';
-comment on function jobqueue.rescue is 'End claims whose lease has run out; returns how many. Started: a retry is spent, with class lost; otherwise nothing.';
-comment on function jobqueue.rescue_one is 'End one locked claim whose lease has run out.';
-comment on function jobqueue.resume is 'Take up a paused or cancelled job again; it keeps its checkpoint and what is done. Returns the job''s status. Errors: JQ400, JQ404, JQ409.';
-comment on function jobqueue.retry is 'Run a failed job again at once with a fresh budget; from_start drops checkpoint, done keys and stage outputs. Returns the job''s status. Errors: JQ400, JQ404, JQ409.';
-comment on function jobqueue.retry_delay_of is 'How long the n-th retry waits: 1 to 2 times of the delay, doubled n - 1 times, at most retry_delay_max.';
-comment on function jobqueue.run_now is 'Do not wait for run_at. Returns the job''s status. Errors: JQ400, JQ404, JQ409.';
-comment on function jobqueue.see_worker is 'Note that a worker is alive; an unknown one is registered.';
-comment on function jobqueue.sees_all_tenants is 'Whether this transaction sees all tenants (jobqueue.tenants is *).';
-comment on function jobqueue.sees_tenant is 'Whether this transaction may see and act for a tenant.';
-comment on function jobqueue.send is 'Add one job to a queue, in the caller''s transaction. payload: any JSON, at most 8 MB; options: see job_options(). Returns (id, created, reason). Errors: JQ400, JQ403, JQ404, JQ409, JQ413.';
-comment on function jobqueue.send_each is 'The general way of many jobs; an error names the element.';
-comment on function jobqueue.send_many is 'Add many jobs to a queue in one call, all or none: [{payload, options}], at most 100,000. Returns (id, created, reason) per element, in order. Errors: those of send; DETAIL names the index.';
-comment on function jobqueue.policy_key is 'A key as it is held: per tenant; without a key per queue.';
-comment on function jobqueue.refuse_inconsistent is 'The last word of the CHECK on an inconsistent row: JQ409 if its change of status is not allowed anyway, otherwise false.';
-comment on function jobqueue.slot_end is 'When the slot of a time is over.';
-comment on function jobqueue.slot_key is 'The key of a throttle or debounce slot.';
-comment on function jobqueue.send_one is 'The general way of one job; due is when it may run.';
-comment on function jobqueue.setting_of is 'A setting of the installation, or its default.';
-comment on function jobqueue.settle is 'Complete many claims of a worker.';
-comment on function jobqueue.skip is 'Go on without a failed job. Returns the job''s status. Errors: JQ400, JQ404, JQ409.';
-comment on function jobqueue.snapshot_bounds is 'Transactions below xmin have ended; those from xmax on had not begun. For the bound of the sweep.';
-comment on function jobqueue.snooze is 'Not now; run again after a delay, without spending a retry. Returns the new status. Errors: JQ400, JQ404, JQ409.';
-comment on function jobqueue.stage is 'A stage of the job begins or ends: pending, in_progress, completed, failed or skipped; detail: of, weight, error, metadata, output. Returns cancel, pause or null. Errors: JQ400, JQ404, JQ409.';
-comment on function jobqueue.stage_list is 'Stages as given (names, or objects with name and weight) as rows.';
-comment on function jobqueue.stage_output is 'What a stage of a claimed job kept in an earlier attempt; null if nothing.';
-comment on function jobqueue.status_bit is 'The bit of a status in a mask of statuses that hold a key.';
-comment on function jobqueue.statuses_after is 'Where a status may lead, in alphabetical order.';
-comment on function jobqueue.stop_worker is 'The worker has ended in order.';
-comment on function jobqueue.store_job is 'Put one job into its line, or say who stands in its place.';
-comment on function jobqueue.store_progress is 'Progress of a claim; false if the claim is lost. Errors: JQ400, JQ413.';
-comment on function jobqueue.to_bigint is 'A whole number from 0; fractions are cut. Null stays null.';
-comment on function jobqueue.to_boolean is 'True or false; null stays null.';
-comment on function jobqueue.to_id is 'Any uuid as the id of a job.';
-comment on function jobqueue.to_int is 'A whole number within bounds; null stays null.';
-comment on function jobqueue.to_interval is 'A number is seconds, a string a Postgres interval or an ISO 8601 duration; null stays null. Never negative.';
-comment on function jobqueue.to_text is 'A string of at most _most characters, not empty; null stays null.';
-comment on function jobqueue.to_time is 'An RFC 3339 time with an offset; null stays null.';
-comment on function jobqueue.to_weight is 'The share of a stage, above 0 and at most a million; null stays null.';
-comment on function jobqueue.visible_tenants is 'The tenants of this transaction, null for all; read once per query by the policies.';
-comment on function jobqueue.wake is 'Tell idle workers of a queue that a job became ready. Call it last.';
-comment on function jobqueue.wake_many is 'The same for the queues of several jobs.';
-comment on function jobqueue.watch is 'Count the caller as a listener of job:<id>, tenant:<name>, queue:<name> or all, for a minute unless told, at most an hour. Errors: JQ400.';
-
--- The ledger of migrations is made by the program, before this file is applied; a schema applied with psql alone has none.
-do $$
-begin
-    if to_regclass('jobqueue.schema_migration') is not null then
-        comment on column jobqueue.schema_migration.version is 'Number of the step.';
-        comment on column jobqueue.schema_migration.name is 'Name of the step.';
-        comment on column jobqueue.schema_migration.applied_at is 'When it was applied.';
-        comment on column jobqueue.schema_migration.applied_by is 'Who applied it.';
-        comment on column jobqueue.schema_object.name is 'Path of the file below sql/.';
-        comment on column jobqueue.schema_object.checksum is 'SHA-256 of the file as it was applied.';
-        comment on column jobqueue.schema_object.applied_at is 'When it was applied.';
-    end if;
-end
-$$;
-
--- Schedules.
 comment on table jobqueue.schedule is 'What sends a job at every tick of an expression. Written by jobqueue.schedule() and run_schedules() only.';
 comment on column jobqueue.schedule.name is 'Name of the schedule.';
 comment on column jobqueue.schedule.tenant is 'Tenant of its jobs.';
@@ -576,7 +392,10 @@ comment on column jobqueue.schedule.gap_from is 'First tick of the last time whe
 comment on column jobqueue.schedule.gap_until is 'End of that time.';
 comment on column jobqueue.schedule.created_at is 'When it was made.';
 comment on column jobqueue.schedule.updated_at is 'When somebody last changed it.';
-
+comment on constraint schedule_name_is_plain on jobqueue.schedule is 'A name has 1 to 200 letters, digits, and _ . / : -';
+comment on constraint schedule_missed_is_known on jobqueue.schedule is 'missed is skip, once or all.';
+comment on constraint schedule_tenant_is_named on jobqueue.schedule is 'A schedule always has a tenant.';
+comment on constraint schedule_failure_is_tried_again on jobqueue.schedule is 'A tick that could not be sent has a time when it is tried again.';
 comment on view jobqueue.schedules is 'Schedules: what is sent when, and whether it goes well.';
 comment on column jobqueue.schedules.name is 'Name of the schedule.';
 comment on column jobqueue.schedules.queue is 'Queue of its jobs.';
@@ -601,140 +420,27 @@ comment on column jobqueue.schedules.paused_by is 'Who paused it.';
 comment on column jobqueue.schedules.tenant is 'Tenant of its jobs.';
 comment on column jobqueue.schedules.created_at is 'When it was made.';
 comment on column jobqueue.schedules.updated_at is 'When somebody last changed it.';
-
-comment on function jobqueue.check_schedule is 'JQ400 unless a schedule can be made of this, as far as can be known before its first tick.';
-comment on function jobqueue.clock_change is 'The moment, after _from and not after _to, when the clocks of a zone change; they must differ between the two.';
-comment on function jobqueue.cron_day is 'The first day, not before _from, on which an expression has ticks; null if there is none within 50 years (29 February can fall on a given weekday after 40). Goes month by month.';
-comment on function jobqueue.cron_field is 'The values of a field, in order. JQ400 names the field.';
-comment on function jobqueue.cron_item is 'The values of one item of a list, for example 10-50/20; null if it cannot be read.';
-comment on function jobqueue.cron_next is 'The first tick after _after, both in local time; null if it never happens.';
-comment on function jobqueue.cron_spec is 'An expression as fields, each a list of numbers. JQ400 says which field is wrong.';
-comment on function jobqueue.cron_value is 'One number or name of a field; null if it is neither.';
-comment on function jobqueue.day_end is 'The last microsecond of the local day of a moment.';
-comment on function jobqueue.due_ticks is 'The ticks of a schedule that are to be sent now, in order: the one it waits for and those since, as its policy says.';
-comment on function jobqueue.first_ticks is 'The first _max ticks after _from and not after _until, in order.';
-comment on function jobqueue.fixed_tick_after is 'The first moment after _after of a rule with fixed times.';
-comment on function jobqueue.interval_tick_after is 'The first moment after _after of a rule that is like an interval. Goes from one change of the clocks to the next.';
-comment on function jobqueue.is_excluded is 'Whether an EXDATE takes a moment out.';
-comment on function jobqueue.local_next is 'The first tick of a rule after a local time, in local time.';
-comment on function jobqueue.lock_schedule is 'A schedule that the caller may see, locked; JQ404 otherwise.';
-comment on function jobqueue.moment_of is 'When the clocks of a zone show a local time: the first time if they show it twice; the first moment after it, and skipped, if they never do. (at time zone would take the second time, and move a skipped one by the length of the gap.)';
-comment on function jobqueue.next_tick is 'When the next schedule is due; null if none is. Volatile, so that it sees what the same statement has just done.';
-comment on function jobqueue.pause_schedule is 'Send nothing until it is resumed. Errors: JQ400 blank reason, JQ404.';
-comment on function jobqueue.preview_schedule is 'The next ticks of an expression: 1 to 1,000, default 5; nothing is stored. Errors: JQ400.';
-comment on function jobqueue.refuse_rule is 'JQ400 for a part of a rule.';
-comment on function jobqueue.resume_schedule is 'Go on with the next tick from now on. Errors: JQ400 blank reason, JQ404.';
-comment on function jobqueue.rrule_next is 'The first tick after _after, both in local time; null if there is none within a hundred years.';
-comment on function jobqueue.rrule_spec is 'An expression as data. JQ400 says which part is wrong.';
-comment on function jobqueue.rule_day is 'The first day of a rule not before _from; null if there is none within 50 years.';
-comment on function jobqueue.rule_end is 'The last moment of a rule with UNTIL or COUNT; null if it has no end. COUNT counts what EXDATE takes out, as RFC 5545 says.';
-comment on function jobqueue.rule_fields is 'The parts of an RRULE as lists of numbers, with what RFC 5545 takes from the start where nothing is said.';
-comment on function jobqueue.rule_first_of_period is 'The first time not before _wanted among those of a period of days; null if it has none.';
-comment on function jobqueue.rule_first_of_set is 'The first time not before _wanted among those that BYSETPOS chooses of a period.';
-comment on function jobqueue.rule_first_of_step is 'The first time not before _wanted within the day, hour, minute or second that begins at _place; null if none.';
-comment on function jobqueue.rule_has_day is 'Whether a rule has ticks on a day, by month, day of the month and day of the week.';
-comment on function jobqueue.rule_has_weekday is 'Whether BYDAY names a day. Its numbers count within the month, in a yearly rule without BYMONTH within the year.';
-comment on function jobqueue.rule_lines is 'The lines of an expression as rows: name and value in capitals, zone and kind of value from the parameters.';
-comment on function jobqueue.rule_moments is 'The times of the lines RDATE or EXDATE, with the kind of value they were given as.';
-comment on function jobqueue.rule_next_by_calendar is 'For yearly, monthly and weekly rules: period after period, in each the first time not before _wanted.';
-comment on function jobqueue.rule_next_by_clock is 'For daily, hourly, minutely and secondly rules: steps from the start, of which whole days, hours and minutes are left out that the rule does not name. Null after 20,000 places without a tick.';
-comment on function jobqueue.rule_numbers is 'A list of numbers within bounds, in order; with _signed also counted from the end (-1 is the last one). Null stays null.';
-comment on function jobqueue.rule_parts is 'The parts of the RRULE as an object; checked for what is unknown, doubled or contradictory.';
-comment on function jobqueue.rule_tick_after is 'The first moment after _after of the rule itself.';
-comment on function jobqueue.rule_time is '20301231, 20301231T120000 or 20301231T120000Z as a local time of a zone.';
-comment on function jobqueue.rule_weekdays is 'BYDAY, for example MO,-1FR, as numbers: ordinal * 10 + weekday (Monday is 1); -1FR is -15, plain MO is 1.';
-comment on function jobqueue.rule_zone is 'The zone of a rule: what its DTSTART names, else the one of the schedule. JQ400 if they contradict each other.';
-comment on function jobqueue.run_schedule is 'Send the jobs of one locked schedule that is due; returns how many. If that fails its ticks are kept and tried again after 1, 2, 4 … 60 seconds, and the other schedules go on.';
-comment on function jobqueue.run_schedules is 'Send the jobs of the schedules that are due, each tick once in the whole installation; passes over what another worker has locked. Returns how many jobs were sent, and when the next schedule is due. Index: schedule_due.';
-comment on function jobqueue.schedule is 'Send a job at every tick of an expression; the schedule of this name is replaced. options: time_zone, missed and those of send but id. Returns the next tick. Errors: JQ400, JQ403, JQ404, JQ409, JQ413.';
-comment on function jobqueue.schedule_options is 'What schedule knows beside the options of send.';
-comment on function jobqueue.schedule_spec is 'An expression as data. JQ400 if it cannot be read.';
-comment on function jobqueue.tick_after is 'The first moment after _after when an expression happens; null if it does not any more.';
-comment on function jobqueue.tick_options is 'The options of the job of a tick.';
-comment on function jobqueue.ticks_between is 'The last _max ticks after _from and not after _until, in order. However long the time is, no more than some thousand ticks are looked at: the beginning is searched by halves.';
-comment on function jobqueue.time_at_or_after is 'The first time of day, of the given hours, minutes and seconds (in order), that is not before _from; null if none.';
-comment on function jobqueue.unschedule is 'Remove a schedule; jobs that it has sent stay. Returns whether there was one.';
-comment on function jobqueue.utc_offset is 'What a zone''s clocks show beyond UTC at a moment.';
-comment on function jobqueue.utc_text is 'A moment as RFC 3339 in UTC, whatever the session''s settings are.';
-comment on function jobqueue.zone_name is 'The name of a time zone as the IANA database spells it. JQ400 for others: Postgres itself would take "Foo5" for a zone.';
-
--- Administration of queues and support.
+comment on constraint schedule_name_is_plain on jobqueue.schedule is 'Names of schedules are plain.';
+comment on constraint schedule_missed_is_known on jobqueue.schedule is 'What was missed is skipped, sent once, or all of it sent.';
+comment on constraint schedule_tenant_is_named on jobqueue.schedule is 'A schedule always has a tenant.';
+comment on constraint schedule_failure_is_tried_again on jobqueue.schedule is 'A tick whose send failed has a time at which it is tried again, and only such a tick.';
 comment on table jobqueue.subscription is 'Which queues get a job when an event is published.';
 comment on column jobqueue.subscription.event is 'Name of the event: 1 to 200 letters, digits and _ . / : -';
 comment on column jobqueue.subscription.queue is 'Queue that gets a job for each of its events.';
 comment on column jobqueue.subscription.created_at is 'When it was subscribed.';
 comment on constraint subscription_event_is_plain on jobqueue.subscription is 'Names of events are plain.';
-comment on function jobqueue.queue_options is 'The options of a queue that work.';
-comment on function jobqueue.check_shared is 'JQ403 for those who are bound to some tenants; what they ask for would touch the others. No tenant is called *.';
-comment on function jobqueue.lock_queue is 'A queue, locked; JQ404 if there is none.';
-comment on function jobqueue.keep_senders_out is 'Wait for the senders that have read a queue, and let no other read one until this transaction ends. Every way of sending reads the table before it stores a job, so that afterwards no job can be under way to a queue that is changed for good.';
-comment on function jobqueue.queue_with is 'A queue with options over its own. Null clears those that may be without a value. Nothing is stored. Errors: JQ400.';
-comment on function jobqueue.queue_values is 'The options of a queue, durations in seconds: 7 days and 168 hours are the same.';
-comment on function jobqueue.store_queue is 'Write the options of a queue; its dead letter queue is made if need be, as send would.';
-comment on function jobqueue.create_queue is 'Make a queue. A queue that is there already stays as it is: fine if it has the values that are named here (those not named are not compared). Returns whether it was made. Errors: JQ400, JQ409 CONFLICT if it has other values; DETAIL names them.';
-comment on function jobqueue.update_queue is 'Change options of a queue; what is not named stays. They are looked up when they are used, so that waiting jobs follow, unless they were sent with values of their own. null: no limit, for ever, nowhere. Errors: JQ400, JQ403, JQ404, JQ409 if the policy is to change while the queue has jobs that have not ended.';
-comment on function jobqueue.has_unended_jobs is 'Whether a queue has jobs that wait or run.';
-comment on function jobqueue.restamp_jobs is 'The little that is written on a job when it is sent, written anew where it came from the queue: whether it is kept for no time once it has ended, and when it expires. Walks the primary key in portions.';
-comment on function jobqueue.stamped_flags is 'The settle_flags of a job in a queue: 1 and 16 say that it is kept for no time.';
-comment on function jobqueue.stamped_expiry is 'When a job expires after its queue has changed: it follows if it has never run and its time is the one that the queue gave it. What was taken up again after an end has none and keeps none.';
-comment on function jobqueue.delete_queue is 'Take a queue away with its ended jobs and its subscriptions. Returns how many jobs went. Errors: JQ403, JQ404, JQ409 while it has jobs that have not ended, or a queue or a schedule names it; DETAIL has them.';
-comment on function jobqueue.delete_ended is 'Delete the ended jobs of a queue or of a tenant (the other one null), in portions. Returns how many.';
-comment on function jobqueue.cancel_waiting is 'Cancel the jobs of a queue or of a tenant (the other one null) that wait; one that its worker has claimed meanwhile is passed over. Returns how many.';
-comment on function jobqueue.purge_queue is 'Cancel what waits in a queue and delete what has ended. Jobs that run are left alone. Returns how many were cancelled, deleted (those just cancelled among them) and left running. Errors: JQ400 blank reason, JQ403, JQ404.';
-comment on function jobqueue.purge_tenant is 'Cancel what waits for a tenant and delete what has ended. Jobs that run are left alone. Returns counts as purge_queue. Errors: JQ400 blank reason, JQ403.';
-comment on function jobqueue.who_acts is 'Who is named as the one who paused: jobqueue.actor as claimed by an application, else the proven session_user.';
-comment on function jobqueue.pause_queue is 'Claim nothing of a queue until it is resumed. Errors: JQ400 blank reason, JQ403, JQ404.';
-comment on function jobqueue.resume_queue is 'Claim again. Errors: JQ400 blank reason, JQ403, JQ404.';
-comment on function jobqueue.lock_job_type is 'A registered job_type, locked; JQ404 if there is none.';
-comment on function jobqueue.pause_job_type is 'Claim no job of a type until it is resumed. A type that no worker has registered yet can be paused, if jobs of that name are to wait for it. Errors: JQ400 blank reason or no name, JQ403.';
-comment on function jobqueue.resume_job_type is 'Claim jobs of that type again. Errors: JQ400 blank reason, JQ403, JQ404.';
-comment on function jobqueue.pause_tenant is 'Claim no job of a tenant until it is resumed. Errors: JQ400 blank reason or no name, JQ403.';
-comment on function jobqueue.resume_tenant is 'Claim jobs of that tenant again. Errors: JQ400 blank reason, JQ403.';
-comment on function jobqueue.ago is 'A time in the past as people say it: "2030-01-31 12:30:05 UTC (3 min 2 s ago)".';
-comment on function jobqueue.for_people is 'A duration as people say it: the two largest units, never negative.';
-comment on function jobqueue.actor_of is 'Who did something with a job last, from the audit: "anna (login support)", or "anna" if both are the same.';
-comment on function jobqueue.explain is 'Why a job is not running / why it ended so. Returns ordered rows (reason, detail, what_to_do); the first row is the answer, the others add to it. Errors: JQ404.';
-comment on function jobqueue.explain_pauses is 'What holds back all jobs like this one. A job that runs is not touched by it.';
-comment on function jobqueue.explain_held is 'A job that somebody paused, or that waits for others.';
-comment on function jobqueue.explain_waiting is 'A pending job: its time, its workers, its place in the line.';
-comment on function jobqueue.jobs_ahead is 'How many jobs of its queue, of all tenants, are claimed before a ready job; counted up to 10,000. Read backwards from the job, so that the dead entries at the front of the line are met last.';
-comment on function jobqueue.explain_workers is 'Whether anybody could take the job: a live worker that serves its queue, has a handler for it, and room. A worker is live if it has not stopped, was not asked to, and was heard of within 30 s.';
-comment on function jobqueue.explain_running is 'A job in the hands of a worker, and what was asked of it.';
-comment on function jobqueue.explain_end is 'Why a job ended as it did.';
-comment on function jobqueue.explain_relations is 'Dead letters, and who holds the key that the job would need to come back.';
-comment on function jobqueue.redrive_options is 'What redrive and preview_redrive know.';
-comment on function jobqueue.to_ids is 'A list of at most 10,000 uuids, or null. Errors: JQ400.';
-comment on function jobqueue.way_back is 'Where a dead letter goes, and whether its original goes under its own id. Null: nowhere.';
-comment on function jobqueue.dead_letters is 'The waiting copies of a dead letter queue that the options name and the caller may see, oldest first. Errors: JQ400, JQ404 no such queue.';
-comment on function jobqueue.redrive is 'Send dead letters back. The copy is cancelled (reason redriven); its original goes back to pending under its own id, with as many retries as it was sent with. If the original is gone, or another destination is named, a new job is sent instead. Returns how many originals went back (redriven), how many new jobs were sent (sent), how many could not go because another job holds their key or changed just now (conflicts), and how many have no queue to go to (unroutable); the copies of the last two stay. Errors: JQ400, JQ404.';
-comment on function jobqueue.redrive_one is 'One copy. Returns redriven, sent, unroutable or conflict; what is refused to one leaves the others alone.';
-comment on function jobqueue.options_of_copy is 'The options by which a dead letter is sent anew.';
-comment on function jobqueue.preview_redrive is 'What redrive would do with the same arguments, as far as can be known: per destination how many originals would go back and how many new jobs would be sent. destination null: those that have no queue to go to. Errors: JQ400, JQ404.';
-comment on function jobqueue.check_event is 'JQ400 unless it can be the name of an event.';
-comment on function jobqueue.subscribe is 'Let a queue have a job for every event of this name from now on. The queue is made if need be, as send would. Returns whether that is new. Errors: JQ400, JQ403, JQ404 if queues are not made by sending.';
-comment on function jobqueue.unsubscribe is 'No more jobs for this event in this queue; those that are there stay. Returns whether it was subscribed. Errors: JQ403.';
-comment on function jobqueue.publish is 'Send one job to every queue that subscribed to an event, in the caller''s transaction, all or none. Returns one row (queue, id, created, reason) per subscribed queue, by name; created and reason as of send. No row: nobody subscribed. Errors: those of send.';
-comment on function jobqueue.changeable_options is 'What update_jobs can change on a job that waits.';
-comment on function jobqueue.waiting_jobs is 'The ids of the waiting jobs that a target names.';
-comment on function jobqueue.update_jobs is 'Change jobs that wait. Returns the ids of the jobs that were changed; one that a worker has claimed meanwhile is passed over. Errors: JQ400, JQ403, JQ404 no such queue, JQ413.';
-comment on function jobqueue.change_waiting is 'Write changes on a locked job that waits; they are read as send reads them.';
-comment on function jobqueue.upsert is 'Change the waiting job with this id or singleton_key, or send a new one. Returns (id, created, updated, reason): neither created nor updated if a job that does not wait stands in its place; reason as of send. Errors: those of send.';
-comment on function jobqueue.find_jobs is 'The jobs of a queue, page by page, in the order of their ids (by age, unless senders chose them). Errors: JQ400.';
-comment on function jobqueue.matches is 'Whether a job has the values of a filter; a value may be a list of which one is meant.';
-comment on function jobqueue.bulk_jobs is 'The ids that a filter names, among those that the caller may see. Errors: JQ400.';
-comment on function jobqueue.bulk_outcome is 'What an action would do to a job: done, asked (its worker is asked), unchanged (it is there already), refused.';
-comment on function jobqueue.bulk_one is 'Do an action with one job; what is refused to one leaves the others alone. Returns the outcome; gone if it is not there.';
-comment on function jobqueue.bulk is 'One action on many jobs, in one transaction; each is audited as if it were done alone. Returns rows (outcome, jobs): done, asked, unchanged, refused, gone. Errors: JQ400, JQ409 CONFLICT with the count.';
-comment on function jobqueue.help is 'The functions of the schema that people call, by task.';
-comment on function jobqueue.health is 'How it goes. status is ok, warn or fail; the same rows for people, alerts and the API.';
-comment on function jobqueue.doctor is 'Health, and what is wrong with the database around it.';
-comment on function jobqueue.check_workers is 'Live workers, and those that vanished without a word.';
-comment on function jobqueue.check_leases is 'Claims whose lease ended over 2 minutes ago and that nobody has rescued.';
-comment on function jobqueue.check_maintenance is 'Steps that fail, and steps that nobody runs.';
-comment on function jobqueue.check_backlog is 'Queues with more ready jobs than their warn_backlog; counted no further.';
-comment on function jobqueue.check_pauses is 'What is paused, so that nobody forgets it.';
-comment on function jobqueue.check_versions is 'The server and the schema.';
-comment on function jobqueue.check_horizon is 'The oldest transaction; while it is open no dead row can be cleaned up.';
-comment on function jobqueue.check_indexes is 'Indexes that are not valid serve no query and are still written.';
-comment on function jobqueue.check_autovacuum is 'Autovacuum must be on, for the server and for each table of the schema.';
-comment on function jobqueue.check_grants is 'Nothing of the schema is open to everybody, and nobody but its owner writes a table.';
+
+-- The ledger of migrations is made by the program, before this file is applied; a schema applied with psql alone has none.
+do $$
+begin
+    if to_regclass('jobqueue.schema_migration') is not null then
+        comment on column jobqueue.schema_migration.version is 'Number of the step.';
+        comment on column jobqueue.schema_migration.name is 'Name of the step.';
+        comment on column jobqueue.schema_migration.applied_at is 'When it was applied.';
+        comment on column jobqueue.schema_migration.applied_by is 'Who applied it.';
+        comment on column jobqueue.schema_object.name is 'Path of the file below sql/.';
+        comment on column jobqueue.schema_object.checksum is 'SHA-256 of the file as it was applied.';
+        comment on column jobqueue.schema_object.applied_at is 'When it was applied.';
+    end if;
+end
+$$;
