@@ -12,6 +12,7 @@ import os
 import re
 import sys
 import time
+from abc import abstractmethod
 from datetime import UTC, datetime
 from typing import IO, Any, Literal
 
@@ -89,8 +90,9 @@ class _Formatter(logging.Formatter):
         prefix = f"<{_PRIORITIES.get(record.levelno, 6)}>"
         return "\n".join(prefix + part for part in line.splitlines())
 
+    @abstractmethod
     def line(self, record: logging.LogRecord) -> str:
-        raise NotImplementedError
+        """Return the record as text."""
 
 
 class JsonFormatter(_Formatter):
