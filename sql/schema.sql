@@ -300,7 +300,8 @@ CREATE FUNCTION jobqueue.claim_queue(_queue text, _worker uuid, _ranks_from inte
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
     SET enable_sort TO 'off'
-    SET jit TO 'off';
+    SET jit TO 'off'
+    SET plan_cache_mode TO 'force_generic_plan';
 
 CREATE FUNCTION jobqueue.claim_ranges(_worker uuid, _queues text[], _ranks_from integer[], _seqs_from bigint[], _ranks_to integer[], _max_jobs integer, _start integer, _suspects integer, _job_types text[]) RETURNS TABLE(claim_id bigint, id uuid, claim_token uuid, queue text, job_type text, payload jsonb, priority integer, ready_seq bigint, tenant text, subject text, display_name text, metadata jsonb, stats jsonb, options jsonb, attempt integer, retry_count integer, created_at timestamp with time zone, created_by text, started_at timestamp with time zone, lease_until timestamp with time zone, timeout double precision, max_runtime double precision, suspect boolean, checkpoint_id bigint, total_stages integer, batch_id uuid, group_key text, singleton_key text, run_at timestamp with time zone)
     LANGUAGE plpgsql SECURITY DEFINER

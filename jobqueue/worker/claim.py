@@ -242,6 +242,10 @@ class Claimer:
         if self._connection is None or self._connection.closed:
             connection = await connect_async(self._dsn, "jobqueue claims", pooler=self._pooler)
             prepare_rows(connection, Claim)
+            if not self._pooler:
+                # A claim that a crash of the server takes back is claimed again, with another token: nobody has to wait for
+                # the disk here. Sends and results do.
+                await connection.execute("set synchronous_commit = off")
             self._connection = connection
         return self._connection
 

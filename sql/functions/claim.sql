@@ -22,10 +22,12 @@ language plpgsql security definer
 set search_path = pg_catalog, jobqueue, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_sort = off
 set jit = off
+-- never planned anew: a claim of one job took 1.7 ms with a plan for its values, 1.2 ms with the generic one
+set plan_cache_mode = force_generic_plan
 as $$
 #variable_conflict use_column
 declare
-    q jobqueue.queue;
+    lease interval;
     not_types text[];
     not_tenants text[];
     targets tid[];
@@ -36,14 +38,15 @@ declare
     seconds double precision;
     most_seconds double precision;
 begin
-    select * into q from queue x where x.name = _queue;
-    if not found or q.paused_at is not null then
+    -- what is paused, and the defaults of the queue, in one look-up
+    select q.lease, extract(epoch from q.timeout), extract(epoch from q.max_runtime),
+        (select array_agg(t.name) from job_type t where t.paused_at is not null),
+        (select array_agg(p.tenant) from tenant_pause p)
+    into lease, seconds, most_seconds, not_types, not_tenants
+    from queue q where q.name = _queue and q.paused_at is null;
+    if not found then
         return;
     end if;
-    seconds := extract(epoch from q.timeout);
-    most_seconds := extract(epoch from q.max_runtime);
-    select array_agg(t.name) into not_types from job_type t where t.paused_at is not null;
-    select array_agg(p.tenant) into not_tenants from tenant_pause p;
 
     -- a job that has lost a worker first: it can only start at once, and a line that never empties must not keep it out
     if _suspects > 0 and _seqs_to is null then
@@ -118,7 +121,7 @@ begin
                 worker_id = _worker,
                 started_at = now(),
                 updated_at = now(),
-                lease_until = now() + option_interval(j.options, 'lease', q.lease),
+                lease_until = now() + option_interval(j.options, 'lease', lease),
                 heartbeat_at = null,
                 life_at = null,
                 status_reason = null
