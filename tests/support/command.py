@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -46,4 +47,10 @@ def start(*arguments: object, dsn: str | None = None, **options: Any) -> subproc
         **{"cwd": REPOSITORY, "env": environment(dsn), "stdin": subprocess.DEVNULL, "text": True, **options},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # A shell starts its background jobs with SIGINT ignored, and a child would inherit that from the tests.
+        preexec_fn=_heed_interrupts,
     )
+
+
+def _heed_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
