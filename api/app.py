@@ -4,25 +4,34 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from jobqueue.api import jobs, probes
+from jobqueue.api import actions, administration, bulk, docs_page, events, groups, history, jobs, lists, probes
+from jobqueue.api.authenticators import ApiKeys, DefaultAuthenticator
 from jobqueue.api.context import Call, Services
 from jobqueue.api.database import Database
 from jobqueue.api.encoding import dump_json
-from jobqueue.api.endpoint import Endpoint, Headers, error_answer
+from jobqueue.api.endpoint import Endpoint, error_answer
+from jobqueue.api.feed import Feed
 from jobqueue.api.hub import Hub
+from jobqueue.api.identity import Authenticator
 from jobqueue.api.limits import MAX_BODY_BYTES
 from jobqueue.api.openapi import build_document
 from jobqueue.api.operations import Operation, Reply
 from jobqueue.api.probes import Readiness
+from jobqueue.api.quotas import Quotas
+from jobqueue.api.security import EXPOSED_HEADERS, Headers
 from jobqueue.api.shutdown import waits_end_at_signals
+from jobqueue.api.tickets import Tickets
+from jobqueue.api.tokens import make_tokens
 from jobqueue.database.migrations import check_schema_async
 from jobqueue.settings import Settings, load_settings
 
@@ -33,7 +42,15 @@ async def get_document(call: Call) -> Response:
 
 
 OPERATIONS: tuple[Operation, ...] = (
+    # Paths with fixed words before those with {id} in the same place.
+    *lists.OPERATIONS,
+    *bulk.OPERATIONS,
     *jobs.OPERATIONS,
+    *actions.OPERATIONS,
+    *history.OPERATIONS,
+    *events.OPERATIONS,
+    *groups.OPERATIONS,
+    *administration.OPERATIONS,
     *probes.OPERATIONS,
     Operation(
         name="openapi",
@@ -43,6 +60,15 @@ OPERATIONS: tuple[Operation, ...] = (
         handler=get_document,
         tag="about",
         replies={200: Reply("The OpenAPI 3.1 document")},
+    ),
+    Operation(
+        name="docs",
+        method="GET",
+        path="/docs",
+        summary="This document for people",
+        handler=docs_page.get_docs,
+        tag="about",
+        replies={200: Reply("A page", media="text/html")},
     ),
 )
 
@@ -54,29 +80,50 @@ def create_app(
     pool_size: int = 4,
     patience: float = 5.0,
     max_body_bytes: int = MAX_BODY_BYTES,
+    authenticator: Authenticator | None = None,
 ) -> Starlette:
     """Return the HTTP API as an ASGI application.
 
     `settings`: None reads them (`JOBQUEUE_*`, `jobqueue.toml`). `dsn`: wins over the settings'; without any the
     embedded server is used. `pool_size`: database connections at most, besides one that listens. `patience`: seconds
     that a request waits for a connection before it is answered 503. `max_body_bytes`: larger bodies are answered 413.
+    `authenticator`: says who sent a request, instead of API keys and tokens; for an application that mounts this one
+    and knows its users (docs/guide/http-security.md).
 
     Its lifespan waits for the database (`JOBQUEUE_START_TIMEOUT`) and raises DatabaseUnavailable, SchemaOutdated or
     SchemaTooNew. A server that has no lifespan may use the application too: connections are opened when needed.
     """
     settings = settings or load_settings()
     database = Database(settings, dsn, pool_size=pool_size, patience=patience)
-    services = Services(settings, database, Hub(database), Readiness(database), max_body_bytes)
+    services = Services(
+        settings,
+        database,
+        Hub(database),
+        Readiness(database),
+        authenticator or DefaultAuthenticator(ApiKeys(database), make_tokens(settings)),
+        Quotas(database),
+        Tickets(database),
+        max_body_bytes,
+    )
     app = Starlette(
         routes=_routes(services, OPERATIONS),
-        middleware=[Middleware(Headers)],
+        middleware=_middleware(settings),
         exception_handlers={Exception: _answer_error, 404: _answer_error, 405: _answer_error},
         lifespan=_lifespan,
     )
     app.router.redirect_slashes = False
     app.state.services = services
-    app.state.openapi = dump_json(build_document(OPERATIONS, settings.api_prefix, settings.tenant_segment))
+    app.state.feed = Feed(database, services.hub)
+    app.state.job_links = {operation.link: operation.path for operation in OPERATIONS if operation.link}
+    app.state.openapi, app.state.docs = _documents(settings.api_prefix, settings.tenant_segment)
     return app
+
+
+@cache
+def _documents(prefix: str, tenant_segment: str) -> tuple[bytes, str]:
+    """The OpenAPI document and its page; a fifth of a second to make."""
+    document = build_document(OPERATIONS, prefix, tenant_segment)
+    return dump_json(document), docs_page.build_page(document)
 
 
 @asynccontextmanager
@@ -91,7 +138,25 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
             yield
     finally:
         await services.hub.stop()
+        await services.quotas.stop()
         await services.database.close()
+
+
+def _middleware(settings: Settings) -> list[Middleware]:
+    found = [Middleware(Headers, access_log=settings.api_access_log)]
+    if settings.api_cors_origins:
+        # No credentials: keys travel in a header that scripts set themselves, and cookies of this API's do not exist.
+        found.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.api_cors_origins,
+                allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"],
+                allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "X-Request-Id"],
+                expose_headers=EXPOSED_HEADERS,
+                max_age=600,
+            )
+        )
+    return found
 
 
 def _routes(services: Services, operations: Iterable[Operation]) -> list[Route]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,16 +11,17 @@ from psycopg import AsyncConnection
 from starlette.types import Receive, Scope
 
 from jobqueue.api.database import Database
-from jobqueue.api.errors import ApiError
 from jobqueue.api.hub import Hub
+from jobqueue.api.identity import ALL_TENANTS, Authenticator, Principal
 from jobqueue.api.limits import MAX_BODY_BYTES, parse_json, read_body
+from jobqueue.api.quotas import Quotas
+from jobqueue.api.tickets import Tickets
 from jobqueue.settings import Settings
 
 if TYPE_CHECKING:
     from jobqueue.api.probes import Readiness
 
-ALL_TENANTS = "*"
-ALL_SCOPES = frozenset({"jobs:read", "jobs:write", "jobs:act", "metrics", "admin"})
+__all__ = ["ALL_TENANTS", "Call", "Principal", "Services"]
 
 _CONTEXT = "select jobqueue.http_context(%s, %s, %s)"
 
@@ -34,21 +34,10 @@ class Services:
     database: Database
     hub: Hub
     readiness: Readiness
+    authenticate: Authenticator
+    quotas: Quotas
+    tickets: Tickets
     max_body_bytes: int = MAX_BODY_BYTES
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """Who asks: `key` names the API key (None: no keys exist), `tenants` is 'a,b' or '*'."""
-
-    key: str | None = None
-    subject: str | None = None
-    tenants: str = ALL_TENANTS
-    scopes: frozenset[str] = ALL_SCOPES
-
-    def may_use(self, tenant: str) -> bool:
-        """Return whether a tenant is theirs."""
-        return self.tenants == ALL_TENANTS or tenant in self.tenants.split(",")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,29 +79,3 @@ class Call:
         async with database.connection() as connection, connection.transaction():
             await connection.execute(_CONTEXT, (database.role, self.tenants, read_only))
             yield connection
-
-
-def principal_of(scope: Scope) -> Principal:
-    """Return who asks. Without API keys that is everybody on this machine, with all rights, and nobody else.
-
-    Raises ApiError: 403 for a request from another machine. (A Unix socket has no client address: the file's rights
-    decide.)
-    """
-    client = scope.get("client")
-    if client and not _is_loopback(client[0]):
-        raise ApiError(
-            "FORBIDDEN",
-            "Without an API key only requests from this machine are answered.",
-            hint="Create a key, or connect through the loopback address or a Unix socket.",
-        )
-    return Principal()
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        # No network at all: an in-process client.
-        return True
-    mapped = getattr(address, "ipv4_mapped", None)
-    return (mapped or address).is_loopback

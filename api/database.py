@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
 import psycopg
 from psycopg import AsyncConnection
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from jobqueue.database.pool import connect_async, open_pool
@@ -22,6 +24,9 @@ API_ROLE = "jobqueue_api"
 APPLICATION_NAME = "jobqueue api"
 # The pool doubles its waits between attempts; given up after this long, the next request begins anew.
 RECONNECT_SECONDS = 5.0
+
+GRACE_SECONDS = 2.0
+"""Beyond the statement's time-out, before a server that does not answer at all is given up."""
 
 _MAY_TAKE_ROLE = """\
 select
@@ -65,6 +70,9 @@ class Database:
         async with self._opening:
             if self._pool is None:
                 dsn = await self.dsn()
+                if not self.settings.pooler:
+                    # In the start-up message: no round trip. A pooler would refuse it, or give it to somebody else.
+                    dsn = _with_timeout(dsn, self.settings.api_statement_timeout)
                 pool = await open_pool(
                     dsn, 1, self._pool_size, APPLICATION_NAME, pooler=self.settings.pooler, timeout=timeout
                 )
@@ -116,8 +124,12 @@ class Database:
 
     async def _rows(self, query: str, parameters: Sequence[Any], prepare: bool | None) -> list[tuple[Any, ...]]:
         async with self.connection() as connection:
-            cursor = await connection.execute(query.encode(), parameters, prepare=prepare)
-            return await cursor.fetchall()
+            try:
+                async with asyncio.timeout(self.settings.api_statement_timeout + GRACE_SECONDS):
+                    cursor = await connection.execute(query.encode(), parameters, prepare=prepare)
+                    return await cursor.fetchall()
+            except TimeoutError:
+                raise psycopg.errors.QueryCanceled("the server does not answer") from None
 
     async def _choose_role(self, pool: AsyncConnectionPool[AsyncConnection[Any]]) -> None:
         try:
@@ -140,7 +152,13 @@ class Database:
 
 
 def _is_lost(error: psycopg.OperationalError) -> bool:
-    return error.sqlstate is None or error.sqlstate[:2] in {"08", "57"}
+    # 57014 is a statement that took too long, and would take as long again.
+    return error.sqlstate is None or (error.sqlstate[:2] in {"08", "57"} and error.sqlstate != "57014")
+
+
+def _with_timeout(dsn: str, seconds: float) -> str:
+    given = conninfo_to_dict(dsn).get("options") or os.environ.get("PGOPTIONS", "")
+    return make_conninfo(dsn, options=f"{given} -c statement_timeout={round(seconds * 1000)}".strip())
 
 
 def _embedded_dsn(settings: Settings) -> str:

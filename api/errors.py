@@ -31,6 +31,11 @@ STATUS_OF_CODE: Mapping[str, int] = {
     "NOT_FOUND": 404,
     "JOB_NOT_FOUND": 404,
     "QUEUE_NOT_FOUND": 404,
+    "SCHEDULE_NOT_FOUND": 404,
+    "WORKER_NOT_FOUND": 404,
+    "BULK_NOT_FOUND": 404,
+    "FLOW_NOT_FOUND": 404,
+    "BATCH_NOT_FOUND": 404,
     "METHOD_NOT_ALLOWED": 405,
     "INVALID_TRANSITION": 409,
     "LEASE_LOST": 409,
@@ -91,22 +96,27 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
 
-def to_api_error(error: Exception) -> ApiError:
-    """Return the answer that an exception means; an unknown one becomes INTERNAL and is logged with its traceback."""
+def to_api_error(error: Exception, request_id: str = "") -> ApiError:
+    """Return the answer that an exception means; an unknown one becomes INTERNAL and is logged with its traceback.
+
+    `request_id`: under which the log has it.
+    """
     if isinstance(error, ApiError):
         return error
     if isinstance(error, HTTPException):
         code = CODE_OF_STATUS.get(error.status_code, "INVALID_ARGUMENT" if error.status_code < 500 else "INTERNAL")
         return ApiError(code, error.detail, status=error.status_code, headers=dict(error.headers or {}))
     if isinstance(error, psycopg.Error):
-        return _of_the_database(error)
+        return _of_the_database(error, request_id)
+    if isinstance(error, TimeoutError):
+        return ApiError("TIMED_OUT", "The database took too long.")
     if isinstance(error, DatabaseUnavailable | SchemaOutdated | ConfigurationError):
         # Their text names servers and settings: for the operator's log, not for clients.
-        logger.warning("unavailable: %s", error)
+        logger.warning("unavailable: %s", error, extra={"request_id": request_id})
         return ApiError("UNAVAILABLE", "The service cannot reach a database that it can use; try again later.")
     if isinstance(error, JobqueueError):
         return ApiError(error.code, error.message, hint=error.hint, details=error.details)
-    logger.error("unexpected error", exc_info=error)
+    logger.error("unexpected error", exc_info=error, extra={"request_id": request_id})
     return _internal()
 
 
@@ -137,11 +147,13 @@ def envelope(error: ApiError, request_id: str) -> dict[str, Any]:
     }
 
 
-def _of_the_database(error: psycopg.Error) -> ApiError:
+def _of_the_database(error: psycopg.Error, request_id: str) -> ApiError:
     if own := from_postgres(error):
         status = STATUS_OF_CODE.get(own.code) or STATUS_OF_SQLSTATE.get(error.sqlstate or "", 500)
         details = {name: value for name, value in own.details.items() if name != "code"}
-        return ApiError(own.code, own.message, status=status, hint=own.hint, details=details)
+        # What to do is said to people at psql there; here it is of no use.
+        hint = None if own.hint and "jobqueue." in own.hint else own.hint
+        return ApiError(own.code, own.message, status=status, hint=hint, details=details)
     state = error.sqlstate or ""
     if state == "55P03":
         return ApiError("CONFLICT", "Another request holds this; try again.", headers={"Retry-After": "1"})
@@ -154,7 +166,7 @@ def _of_the_database(error: psycopg.Error) -> ApiError:
         # A value that passed the checks here but not the database's, such as a time in the year 300,000.
         logger.info("a value was refused: %s %s", state, error.diag.message_primary)
         return ApiError("INVALID_ARGUMENT", "A value cannot be stored.", details={"sqlstate": state})
-    logger.error("the database refused a statement (%s)", state, exc_info=error)
+    logger.error("the database refused a statement (%s)", state, exc_info=error, extra={"request_id": request_id})
     return _internal()
 
 

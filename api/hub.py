@@ -4,7 +4,8 @@
 wait()  ─►  waiter, by job id  ─►  one task looks after all of them:
                                      says that they watch (jobqueue.watch), then reads their versions in one query:
                                      at once, after 0.25 s, after 1 s, then every 5 s
-NOTIFY jobqueue_jobs [[id, version], …]  ─►  one LISTEN connection per process  ─►  wakes the waiters of those ids
+NOTIFY jobqueue_jobs [[id, version], …]  ─►  one LISTEN connection per process  ─►  wakes the waiters of those ids,
+                                                                                and tells the streams of tenants (feed.py)
 ```
 
 No wake-up is lost: a change before the watch is found by the first reading, one that was being committed meanwhile (its
@@ -23,6 +24,7 @@ import json
 import logging
 import random
 import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import psycopg
@@ -83,13 +85,15 @@ class Hub:
         self._watched: dict[str, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._followers: list[Callable[[list[tuple[str, int]] | None], None]] = []
+        self.waiting = 0
+        """How many requests wait."""
         self.ending = False
         self.listening = False
 
-    @property
-    def waiting(self) -> int:
-        """How many requests wait."""
-        return sum(map(len, self._waiters.values()))
+    def follow(self, tell: Callable[[list[tuple[str, int]] | None], None]) -> None:
+        """Call `tell` with every `(id, version)` that is heard, and with None when something may have been missed."""
+        self._followers.append(tell)
 
     def start(self) -> None:
         """Begin to listen and to look after waiters; does nothing if it runs."""
@@ -116,6 +120,7 @@ class Hub:
         for waiters in self._waiters.values():
             for waiter in waiters:
                 _wake(waiter)
+        self._tell(None)
 
     def end_waits_soon(self) -> None:
         """The same from a signal handler or another thread."""
@@ -129,11 +134,12 @@ class Hub:
         """
         if self.ending:
             return True
-        if len(self._due) >= MOST_WAITERS:
+        if self.waiting >= MOST_WAITERS:
             return False
         self.start()
         waiter = Waiter(job_id, version, alive, asyncio.get_running_loop().create_future())
         self._waiters.setdefault(job_id, set()).add(waiter)
+        self.waiting += 1
         self._look_at(waiter, after=0.0)
         self._arrival.set()
         try:
@@ -145,7 +151,21 @@ class Hub:
             self._forget(waiter)
         return True
 
+    async def watch(self, topics: Iterable[str]) -> bool:
+        """Be told of changes of these topics (`tenant:<name>`, `all`) for at least 25 s; call again to go on.
+
+        Returns whether one of them was not watched until now: then what was being committed meanwhile is not notified.
+        """
+        now = asyncio.get_running_loop().time()
+        wanted = [topic for topic in topics if self._watched.get(topic, 0.0) < now + RENEW_BEFORE]
+        is_new = any(self._watched.get(topic, 0.0) <= now for topic in wanted)
+        if wanted:
+            await self._database.rows(_WATCH, (self._database.role, wanted, WATCH_SECONDS))
+            self._watched.update(dict.fromkeys(wanted, now + WATCH_SECONDS))
+        return is_new
+
     def _forget(self, waiter: Waiter) -> None:
+        self.waiting -= 1
         waiter.woken.cancel()
         waiters = self._waiters[waiter.job_id]
         waiters.discard(waiter)
@@ -192,11 +212,7 @@ class Hub:
     async def _watch(self, waiters: list[Waiter]) -> None:
         now = asyncio.get_running_loop().time()
         self._watched = {topic: until for topic, until in self._watched.items() if until > now}
-        wanted = {"all"} if len(self._waiters) >= MANY else {f"job:{waiter.job_id}" for waiter in waiters}
-        topics = [topic for topic in wanted if self._watched.get(topic, 0.0) < now + RENEW_BEFORE]
-        if topics:
-            await self._database.rows(_WATCH, (self._database.role, topics, WATCH_SECONDS))
-            self._watched.update(dict.fromkeys(topics, now + WATCH_SECONDS))
+        await self.watch({"all"} if len(self._waiters) >= MANY else {f"job:{waiter.job_id}" for waiter in waiters})
 
     async def _compare(self, waiters: list[Waiter]) -> None:
         """Read the jobs, wake those who have seen something else of theirs, and plan the next reading of the others."""
@@ -240,14 +256,20 @@ class Hub:
             for waiter in waiters:
                 self._look_at(waiter, after=0.0)
         self._arrival.set()
+        self._tell(None)
+
+    def _tell(self, changes: list[tuple[str, int]] | None) -> None:
+        for tell in self._followers:
+            tell(changes)
 
     def _hear(self, payload: str) -> None:
         try:
-            changes = json.loads(payload)
+            changes = [(job_id, version) for job_id, version in json.loads(payload)]
             for job_id, version in changes:
                 for waiter in self._waiters.get(job_id, ()):
                     if version > waiter.version:
                         _wake(waiter)
+            self._tell([(job_id, version) for job_id, version in changes if isinstance(job_id, str)])
         except (ValueError, TypeError):
             # Anybody may notify on any channel.
             logger.warning("a notification on %s is not one of jobqueue's", CHANNEL)

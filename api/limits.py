@@ -31,11 +31,14 @@ _MAYBE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 async def read_body(scope: Scope, receive: Receive, headers: Mapping[bytes, bytes], most: int) -> bytes:
-    """Return the body. Raises ApiError: 415 if it is not JSON by its type, 413 over `most` bytes."""
+    """Return the body. Raises ApiError: 415 if it is not JSON by its type, or compressed; 413 over `most` bytes."""
     content_type = headers.get(b"content-type", b"").decode("latin-1")
     if not _JSON_TYPE.fullmatch(content_type.strip()):
         # Also what keeps foreign web pages out: a browser asks before it sends this type to another site.
         raise ApiError("UNSUPPORTED_MEDIA_TYPE", "The body must be JSON.", hint="Send Content-Type: application/json.")
+    if headers.get(b"content-encoding", b"identity").strip().lower() != b"identity":
+        # A kilobyte can unpack to a gigabyte.
+        raise ApiError("UNSUPPORTED_MEDIA_TYPE", "A compressed body is not read.", hint="Send it as it is.")
     declared = headers.get(b"content-length", b"0")
     if declared.isdigit() and int(declared) > most:
         raise _too_large(most)

@@ -64,6 +64,13 @@ class SendJob(BaseModel):
     dead_letter: Name | None = None
     stages: list[JsonValue] | None = Field(None, description='names, or {"name", "weight"}')
     id: StrictStr | None = Field(None, description="any uuid that is to be the job's id")
+    depends_on: list[StrictStr | dict[str, JsonValue]] | None = Field(
+        None, description='ids of jobs that it waits for, or {"id", "on_failure"}'
+    )
+    on_failure: Literal["wait", "fail", "cancel", "run"] | None = Field(
+        None, description="when one of them fails or is cancelled"
+    )
+    batch: StrictStr | None = Field(None, description="the id of a batch that it belongs to")
 
 
 class SendJobs(BaseModel):

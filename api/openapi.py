@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -18,6 +19,8 @@ from jobqueue.api.operations import COMMON_ERRORS, Operation, Parameter, Reply
 
 API_VERSION = "1.0"
 REFERENCE = "#/components/schemas/{model}"
+_IN_PATH = re.compile(r"{(\w+)}")
+_JOB_ID = {"type": "string", "format": "uuid"}
 _EXTRA_STATUS = {"INVALID_ARGUMENT": (400,), "UNKNOWN_OPTION": (400,)}
 
 
@@ -43,7 +46,11 @@ def build_document(
         "servers": [{"url": prefix or "/"}],
         "tags": [{"name": tag} for tag in dict.fromkeys(operation.tag for operation in table)],
         "paths": paths,
-        "components": {"schemas": _schemas(table), "responses": _error_responses(table)},
+        "components": {
+            "schemas": _schemas(table),
+            "responses": _error_responses(table),
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "jq_…, or a token"}},
+        },
     }
 
 
@@ -62,12 +69,15 @@ def _operation(operation: Operation, *, of_tenant: bool = False) -> dict[str, An
     }
     if operation.description:
         body["description"] = operation.description
+    if not operation.is_probe:
+        # Or nothing, from the same machine, as long as there are no keys.
+        body["security"] = [{"key": []}, {}]
     if operation.scopes:
         body["x-scopes"] = list(operation.scopes)
     if operation.request:
         examples = {name: {"value": value} for name, value in operation.request_examples.items()}
         content = {"schema": _one_of(operation.request), **({"examples": examples} if examples else {})}
-        body["requestBody"] = {"required": True, "content": {"application/json": content}}
+        body["requestBody"] = {"required": operation.request_required, "content": {"application/json": content}}
     return body
 
 
@@ -76,9 +86,9 @@ def _path_parameters(operation: Operation, of_tenant: bool) -> list[dict[str, An
     if of_tenant:
         schema = {"type": "string", "minLength": 1, "maxLength": 200}
         parameters.append({"name": "tenant", "in": "path", "required": True, "schema": schema})
-    if "{id}" in operation.path:
-        schema = {"type": "string", "format": "uuid"}
-        parameters.append({"name": "id", "in": "path", "required": True, "schema": schema})
+    for name in _IN_PATH.findall(operation.path):
+        schema = dict(operation.path_schemas.get(name, _JOB_ID))
+        parameters.append({"name": name, "in": "path", "required": True, "schema": schema})
     return parameters
 
 
@@ -96,6 +106,8 @@ def _reply(reply: Reply) -> dict[str, Any]:
         body["headers"] = headers
     if reply.models:
         body["content"] = {"application/json": {"schema": _one_of(reply.models)}}
+    elif reply.media:
+        body["content"] = {reply.media: {"schema": {"type": "string"}}}
     return body
 
 

@@ -16,7 +16,7 @@ from jobqueue.api.context import Call
 
 Handler = Callable[[Call], Awaitable[Response]]
 
-COMMON_ERRORS = ("FORBIDDEN", "INTERNAL", "UNAVAILABLE", "TIMED_OUT")
+COMMON_ERRORS = ("UNAUTHORIZED", "FORBIDDEN", "QUOTA_EXCEEDED", "INTERNAL", "UNAVAILABLE", "TIMED_OUT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,20 +32,26 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A successful answer: its body (one of these models; none: empty), and the headers that it may have."""
+    """A successful answer: its body (one of these models; none: empty), and the headers that it may have.
+
+    `media`: what it is if it is no JSON; the document then says that it is text.
+    """
 
     description: str
     models: tuple[type[BaseModel], ...] = ()
     headers: Mapping[str, str] = field(default_factory=dict)
+    media: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
     """One method of one path.
 
-    `name`: operationId. `path`: without prefix; `{id}` is a job's id. `scopes`: any one of these is needed; none: open
-    to all. `errors`: codes beside those of every operation. `of_tenant`: also mounted below a tenant. `is_probe`: also
-    answered without the prefix, and without looking at who asks. `link`: its name among the `links` of a job.
+    `name`: operationId. `path`: without prefix; `{id}` is a job's id unless `path_schemas` has its schema. `scopes`: any
+    one of these is needed; none: open to all. `request_required`: whether a body must be there. `errors`: codes beside
+    those of every operation. `of_tenant`: also mounted below a tenant. `is_probe`: also answered without the prefix, and
+    without looking at who asks. `is_stream`: counts against the quota of streams, and takes `?ticket=` instead of a key.
+    `link`: its name among the `links` of a job.
     """
 
     name: str
@@ -59,9 +65,19 @@ class Operation:
     query: tuple[Parameter, ...] = ()
     headers: tuple[Parameter, ...] = ()
     request: tuple[type[BaseModel], ...] = ()
+    path_schemas: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     request_examples: Mapping[str, Any] = field(default_factory=dict)
+    request_required: bool = True
     replies: Mapping[int, Reply] = field(default_factory=dict)
     errors: tuple[str, ...] = ()
     of_tenant: bool = False
     is_probe: bool = False
+    is_stream: bool = False
     link: str | None = None
+
+    @property
+    def bucket(self) -> str:
+        """The quota that it counts against: reads, writes or streams."""
+        if self.is_stream:
+            return "streams"
+        return "reads" if self.method in {"GET", "HEAD"} else "writes"

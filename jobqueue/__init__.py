@@ -40,11 +40,15 @@ if TYPE_CHECKING:
     from jobqueue.errors import TimedOut as TimedOut
     from jobqueue.errors import TooLarge as TooLarge
     from jobqueue.errors import UnknownOption as UnknownOption
+    from jobqueue.hooks import FailedAttempt as FailedAttempt
+    from jobqueue.hooks import WorkerInfo as WorkerInfo
+    from jobqueue.hooks import WorkerWarning as WorkerWarning
     from jobqueue.job import Job as Job
     from jobqueue.job import current_job as current_job
     from jobqueue.null_job import NullJob as NullJob
     from jobqueue.records import JobRecord as JobRecord
     from jobqueue.settings import Settings as Settings
+    from jobqueue.statistics import QueueStats as QueueStats
 
 _ERRORS = (
     "BadRequest", "Cancelled", "ConfigurationError", "Conflict", "ConflictError", "DatabaseUnavailable", "Forbidden",
@@ -55,12 +59,16 @@ _ERRORS = (
 _HOME = {
     "App": "app",
     "Checkpoint": "checkpoints",
+    "FailedAttempt": "hooks",
     "Failure": "classify",
     "Job": "job",
     "JobRecord": "records",
     "NullJob": "null_job",
+    "QueueStats": "statistics",
     "Sent": "client",
     "Settings": "settings",
+    "WorkerInfo": "hooks",
+    "WorkerWarning": "hooks",
     "current_job": "job",
     **dict.fromkeys(_ERRORS, "errors"),
 }

@@ -5,17 +5,18 @@ Every call is one statement; what it does is decided in the database (`sql/funct
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 from uuid import UUID
 
 from jobqueue import client
+from jobqueue.durations import parse_duration
 from jobqueue.options import encode_options, options_text
 from jobqueue.payloads import encode_payload
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from psycopg import AsyncConnection, Connection
 
 CREATE_QUEUE = "select jobqueue.create_queue(%s::text, %s::text::jsonb)"
@@ -27,9 +28,11 @@ PUBLISH = "select queue, id, created, reason from jobqueue.publish(%s::text, %s:
 SUBSCRIBE = "select jobqueue.subscribe(%s::text, %s::text)"
 UNSUBSCRIBE = "select jobqueue.unsubscribe(%s::text, %s::text)"
 EXPLAIN = "select reason, detail, what_to_do from jobqueue.explain(%s)"
+BLOCKED_KEYS = "select singleton_key, tenant, job_id, status, since, waiting from jobqueue.blocked_keys(%s::text)"
 REDRIVE = "select redriven, sent, conflicts, unroutable from jobqueue.redrive(%s::text, %s::text::jsonb)"
 
-OWN_OPTIONS = ("policy", "warn_backlog")
+LIMITS = ("concurrency", "group_concurrency", "key_concurrency", "rate_limit", "ageing", "fair_by")
+OWN_OPTIONS = ("policy", "warn_backlog", *LIMITS)
 """Options of a queue that `send` does not have."""
 
 
@@ -48,6 +51,17 @@ class Reason(NamedTuple):
     reason: str
     detail: str
     what_to_do: str | None
+
+
+class BlockedKey(NamedTuple):
+    """A key whose first job does not run, that job's id and status, since when, and how many jobs wait behind it."""
+
+    singleton_key: str
+    tenant: str
+    job_id: UUID
+    status: str
+    since: datetime
+    waiting: int
 
 
 class Redriven(NamedTuple):
@@ -72,8 +86,13 @@ class Administration:
     async def create_queue(self, name: str, **options: Any) -> bool:
         """Make a queue and return whether it is new; one that has the given values already is fine.
 
-        `options`: `policy` ("standard", the default; "short": one job per key that has not started; "exclusive": one
-        that has not ended), `warn_backlog` (ready jobs, default None), and as defaults of its jobs max_retries (3),
+        `options`: `policy`, each per singleton_key: "standard" (the default), "short" (one job that has not started),
+        "singleton" (one that runs), "stately" (one of each), "exclusive" (one that has not ended), "key_strict_fifo"
+        (one after the other, a failed one holds the key). Limits (default None): `concurrency`, `key_concurrency`,
+        `group_concurrency` ({"default": n, "tiers": {name: n}}), `rate_limit` ({"limit": n, "period": duration, "per":
+        "queue" or "key"}: so many starts in any period). Order: `fair_by` ("group" or "tenant": in turn inside one
+        priority) or `ageing` (so long a wait counts like one step of priority). `warn_backlog` (ready jobs, default
+        None). As defaults of its jobs max_retries (3),
         retry_delay (60 s), retry_backoff, retry_delay_max, timeout (15 min), max_runtime, lease (30 s), expires_in,
         keep_completed (7 days), keep_ended (30 days), dead_letter. Durations: seconds, text or timedelta.
 
@@ -134,6 +153,13 @@ class Administration:
         """Say why a job is not running, or why it ended as it did; the weightiest reason first. Raises JobNotFound."""
         return list(map(Reason._make, await self._rows(EXPLAIN, (client.as_job_id(job_id),))))
 
+    async def blocked_keys(self, queue: str) -> list[BlockedKey]:
+        """List the keys of a key_strict_fifo queue whose first job failed, is paused or waits for a retry; oldest first.
+
+        Raises QueueNotFound, InvalidArgument for a queue with another policy.
+        """
+        return list(map(BlockedKey._make, await self._rows(BLOCKED_KEYS, (queue,))))
+
     async def redrive(self, dead_letter: str, **options: Any) -> Redriven:
         """Send dead letters back to where they failed.
 
@@ -153,6 +179,10 @@ class Administration:
 def queue_options(options: Mapping[str, Any]) -> str:
     """Return the options of a queue as JSON text; the database judges their names. Raises InvalidArgument."""
     own = {name: value for name, value in options.items() if name in OWN_OPTIONS and (name, value) != ("policy", None)}
+    if own.get("ageing") is not None:
+        own["ageing"] = parse_duration(own["ageing"])
+    if isinstance(rate := own.get("rate_limit"), Mapping) and rate.get("period") is not None:
+        own["rate_limit"] = {**rate, "period": parse_duration(rate["period"])}
     others = {name: value for name, value in options.items() if name not in OWN_OPTIONS}
     return options_text(own | encode_options(others, "a queue"))
 

@@ -6,21 +6,21 @@ import asyncio
 import contextlib
 import difflib
 import os
-import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from jobqueue import client
 from jobqueue.administration import Administration
 from jobqueue.client import Action, Sent
 from jobqueue.errors import InvalidArgument, QueueNotFound
-from jobqueue.handlers import Executor, Handler, Registry, make_handler
-from jobqueue.labels import Label
+from jobqueue.flows import Flows
 from jobqueue.options import encode_options, merge_options, options_text
 from jobqueue.payloads import encode_payload
+from jobqueue.registration import Registration
 from jobqueue.schedules import Schedules
+from jobqueue.statistics import Statistics
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -29,17 +29,16 @@ if TYPE_CHECKING:
 
     from jobqueue.classify import Classifier
     from jobqueue.connections import Connections
+    from jobqueue.handlers import Handler
     from jobqueue.records import JobRecord
     from jobqueue.settings import Settings
     from jobqueue.worker.worker import Worker
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 BULK_SIZE = 10_000
 """Jobs per statement of send_many; more of them are sent in one transaction."""
 
 
-class App(Schedules, Administration):
+class App(Registration, Schedules, Flows, Administration, Statistics):
     """An application's handlers and its way to the database.
 
     `dsn`: where the jobs live; default: the settings (`JOBQUEUE_DSN`, …), without any the embedded server, which is
@@ -59,78 +58,13 @@ class App(Schedules, Administration):
         classify: Classifier | None = None,
         max_connections: int = 10,
     ) -> None:
-        self.registry = Registry()
-        self.classify = classify
+        super().__init__(classify)
         self._dsn = dsn
         self._settings = settings
         self._max_connections = max_connections
         self._connections: Connections | None = None
         self._checked = False
         self._lock = threading.Lock()
-
-    # -- handlers ------------------------------------------------------------------------------------------------------
-
-    @overload
-    def job(self, name: F) -> F: ...
-    @overload
-    def job(
-        self,
-        name: str | None = None,
-        *,
-        queue: str | None = None,
-        label: Label | None = None,
-        executor: Executor | None = None,
-        batch_size: int = 1,
-        stages: list[Any] | None = None,
-        pausable: bool = False,
-        classify: Classifier | None = None,
-        **options: Any,
-    ) -> Callable[[F], F]: ...
-    def job(
-        self,
-        name: str | Callable[..., Any] | None = None,
-        *,
-        queue: str | None = None,
-        label: Label | None = None,
-        executor: Executor | None = None,
-        batch_size: int = 1,
-        stages: list[Any] | None = None,
-        pausable: bool = False,
-        classify: Classifier | None = None,
-        **options: Any,
-    ) -> Any:
-        """Register a handler: `@app.job("index_repository", queue="indexing", max_retries=3)`.
-
-        `name`: the job_type (default: the function's name). `queue`: where its jobs wait (default: the name).
-        `label`: the jobs' name for people, `"Indexing: {payload.path}"` or a function of payload and metadata.
-        `executor`: default "async" for async def, "thread" for def; or "process". `batch_size`: jobs per call for a
-        handler that takes list[Job] (default 1). `stages`: names, or objects with name and weight. `pausable`: a
-        running job may be paused at any stage, checkpoint or saved item. `classify`: its own error classifier.
-        `options`: options of `send` for all its jobs, for example max_retries, timeout, priority; those of a call win.
-
-        Returns the function unchanged, so it can still be called. Raises TypeError for a signature that cannot be
-        served, UnknownOption, ConfigurationError for a name that is taken.
-        """
-        frame = sys._getframe(1)
-
-        def register(function: F) -> F:
-            handler = make_handler(
-                function,
-                None if callable(name) else name,
-                queue=queue,
-                label=label,
-                executor=executor,
-                batch_size=batch_size,
-                stages=stages,
-                pausable=pausable,
-                classify=classify or self.classify,
-                options=options,
-                names=frame.f_locals,
-            )
-            self.registry.add(handler)
-            return function
-
-        return register(name) if callable(name) else register
 
     # -- sending -------------------------------------------------------------------------------------------------------
 
@@ -310,7 +244,7 @@ class App(Schedules, Administration):
         dsn = await asyncio.to_thread(self.resolve_dsn)
         same = ("queues", "concurrency", "drain_timeout", "start_timeout", "listen_dsn", "pooler")
         defaults: dict[str, Any] = {name: getattr(self.settings, name) for name in same}
-        defaults |= {"poll": self.settings.poll_interval, "classify": self.classify}
+        defaults |= {"poll": self.settings.poll_interval, "classify": self.classify, "hooks": self.hooks}
         if any(handler.executor == "process" for handler in self.registry.values()):
             from jobqueue.worker.process import ProcessPool
 

@@ -10,6 +10,9 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, I
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from jobqueue.chunks import MERGING
+from jobqueue.loops import track
+
 if TYPE_CHECKING:
     from os import PathLike
 
@@ -17,7 +20,8 @@ if TYPE_CHECKING:
 
     from jobqueue.chunks import Chunks
     from jobqueue.job import Job
-    from jobqueue.stages import Stage
+    from jobqueue.loops import Timer
+    from jobqueue.stages import StageBlock
 
 T = TypeVar("T")
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -40,10 +44,17 @@ class BlockingJob:
         *,
         pct: float | None = None,
         substage: str | None = None,
+        failed: int | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> None:
         """As `Job.progress`."""
-        self._run(self._job.progress(done, total, message, pct=pct, substage=substage, metadata=metadata))
+        job = self._job
+        self._run(job.progress(done, total, message, pct=pct, substage=substage, failed=failed, metadata=metadata))
+
+    def parent_results(self) -> dict[str, Any]:
+        """As `Job.parent_results`."""
+        results: dict[str, Any] = self._run(self._job.parent_results())
+        return results
 
     def raise_if_cancelled(self) -> None:
         """As `Job.raise_if_cancelled`."""
@@ -69,13 +80,13 @@ class BlockingJob:
         self, items: Iterable[T] | AsyncIterable[T], *, message: str | None = None, total: int | None = None
     ) -> Iterator[T]:
         """As `Job.track`."""
-        return self._each(self._job.track(items, message=message, total=total))
+        return self._each(track(self._job, items, message, total, self._make_timer()))
 
     def remaining(
-        self, items: Iterable[T], *, key: Callable[[T], object] = str, message: str | None = None
+        self, items: Iterable[T], *, key: Callable[[T], object] = str, message: str | None = None, report: bool = True
     ) -> Iterator[T]:
         """As `Job.remaining`."""
-        return self._each(self._job.remaining(items, key=key, message=message))
+        return self._each(self._job._remaining(items, key, message, report, self._make_timer))
 
     @contextmanager
     def stage(
@@ -107,6 +118,9 @@ class BlockingJob:
                 client.blocking(client.complete(connection, job.id, job.token, text, stats))
             job._settled = True
 
+    def _make_timer(self) -> Timer:
+        return self._job._make_timer(self._run)
+
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         if asyncio._get_running_loop() is not None:
             coroutine.close()
@@ -134,11 +148,11 @@ class BlockingJob:
 
 
 class BlockingStage:
-    """`with job.sync.stage("scan") as stage:`; see `Stage`."""
+    """`with job.sync.stage("scan") as stage:`; see `StageBlock`."""
 
     __slots__ = ("_run", "_stage")
 
-    def __init__(self, stage: Stage, run: Run) -> None:
+    def __init__(self, stage: StageBlock, run: Run) -> None:
         self._stage = stage
         self._run = run
 
@@ -153,15 +167,15 @@ class BlockingStage:
         return self._stage.output
 
     def save(self, output: Any) -> None:
-        """As `Stage.save`."""
+        """As `StageBlock.save`."""
         self._run(self._stage.save(output))
 
     def substage(self, text: str | None, done: int | None = None, total: int | None = None) -> None:
-        """As `Stage.substage`."""
+        """As `StageBlock.substage`."""
         self._run(self._stage.substage(text, done, total))
 
     def skip(self, reason: str | None = None) -> None:
-        """As `Stage.skip`."""
+        """As `StageBlock.skip`."""
         self._run(self._stage.skip(reason))
 
 
@@ -197,9 +211,9 @@ class BlockingChunks:
         return text
 
     @contextmanager
-    def merging(self) -> Iterator[BlockingStage]:
+    def merging(self, name: str = MERGING) -> Iterator[BlockingStage]:
         """As `Chunks.merging`."""
-        with self._job._block(self._chunks.merging()) as stage:
+        with self._job._block(self._chunks.merging(name)) as stage:
             yield BlockingStage(stage, self._job._run)
 
 

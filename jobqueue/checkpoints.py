@@ -31,51 +31,24 @@ class Checkpoint:
     at: datetime
 
 
-@dataclass(frozen=True, slots=True)
-class Problem:
-    """Why a checkpoint cannot be used."""
-
-    stage: str | None
-    reference: str | None
-    reason: str
-
-
 def sha256_of_file(path: str) -> str:
     """SHA-256 of a file in hex. Raises OSError."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-async def load_checkpoint(channel: Channel, job: Job) -> tuple[Checkpoint | None, Problem | None]:
+async def load_checkpoint(channel: Channel, job: Job) -> tuple[Checkpoint | None, str | None]:
     """Return the checkpoint, or what is wrong with it."""
     rows = await channel.rows(job, LOAD, job.claim.id, job.claim.claim_token)
     if not rows:
-        return None, Problem(None, None, "it is missing")
+        return None, "it is missing"
     stage, data, reference, digest, pause_safe, at, intact = rows[0]
     reason = None if intact else "its data do not match their hash"
     if reference is not None:
         reason = await asyncio.to_thread(_damage_of, reference, digest)
     if reason is not None:
-        return None, Problem(stage, reference, reason)
+        return None, reason
     return Checkpoint(stage, data, reference, digest, pause_safe, at), None
-
-
-def reject(channel: Channel, job: Job, problem: Problem) -> None:
-    """Say visibly, in message and metadata, that the job starts afresh."""
-    what = f'The checkpoint "{problem.stage}"' if problem.stage else "The checkpoint"
-    channel.report(
-        job,
-        None,
-        f"{what} cannot be used: {problem.reason}. Starting afresh.",
-        {
-            "checkpoint_rejected": {
-                "stage": problem.stage,
-                "reference": problem.reference,
-                "reason": problem.reason,
-                "attempt": job.attempt,
-            }
-        },
-    )
 
 
 def _damage_of(path: str, digest: str | None) -> str | None:

@@ -15,7 +15,7 @@ from jobqueue.errors import HandlerSignal, InvalidArgument, JobqueueError
 
 if TYPE_CHECKING:
     from jobqueue.job import Job
-    from jobqueue.stages import Stage
+    from jobqueue.stages import StageBlock
 
 MERGING = "Merging OCR results"
 _KEY = "chunk:"
@@ -97,7 +97,7 @@ class Chunks:
         await self._report()
         return failure_text(index, error, pages)
 
-    def merging(self, name: str = MERGING) -> Stage:
+    def merging(self, name: str = MERGING) -> StageBlock:
         """The stage in which the chunks' results are put together."""
         return self._job.stage(name)
 

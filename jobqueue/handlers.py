@@ -7,11 +7,12 @@ shape of call, without a branch or a dictionary lookup more than that shape need
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from jobqueue.errors import ConfigurationError, PermanentError
+from jobqueue.hooks import Middleware, check_middleware
 from jobqueue.job import Job, reset_current_job, set_current_job
 from jobqueue.json_text import NotStorable, to_json_text
 from jobqueue.labels import Label, check_label, render_label, shorten
@@ -57,6 +58,8 @@ class Handler:
     """Run it for one job. async: returns the coroutine; otherwise the result. Raises InvalidInput for a bad payload."""
     invoke_batch: BatchCall = field(repr=False)
     """The same for a list of jobs; only if `takes_batch`."""
+    middleware: tuple[Middleware, ...] = ()
+    """Its own middleware, inside of the app's."""
 
     @property
     def reference(self) -> str:
@@ -146,6 +149,7 @@ def make_handler(
     stages: list[Any] | None = None,
     pausable: bool = False,
     classify: Classifier | None = None,
+    middleware: Sequence[Middleware] = (),
     options: Mapping[str, Any] | None = None,
     names: Mapping[str, Any] | None = None,
 ) -> Handler:
@@ -155,6 +159,8 @@ def make_handler(
     chosen = _executor(function, executor, job_type)
     _check_batch(shape, batch_size, chosen, job_type)
     check_label(label, job_type)
+    for function_around in middleware:
+        check_middleware(function_around)
     payload = Payload(job_type, shape.payload)
     is_async = chosen == "async"
     batch = _batch_call(function, is_async) if shape.is_batch else _no_batch(job_type)
@@ -170,6 +176,7 @@ def make_handler(
         label=label,
         pausable=pausable,
         classify=classify,
+        middleware=tuple(middleware),
         payload=payload,
         invoke=(lambda job: batch([job])) if shape.is_batch else _call(function, shape, payload.decode, is_async),
         invoke_batch=batch,

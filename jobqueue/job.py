@@ -17,16 +17,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
 from contextvars import ContextVar
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 from uuid import UUID
 
-from jobqueue.checkpoints import Checkpoint, load_checkpoint, reject, sha256_of_file
+from jobqueue.checkpoints import Checkpoint, load_checkpoint, sha256_of_file
 from jobqueue.errors import Cancelled, InvalidArgument
 from jobqueue.json_text import RAW, NotStorable, from_json, to_json_text
-from jobqueue.loops import Remaining, track
+from jobqueue.loops import Remaining, Reporter, TaskTimer, ThreadTimer, Timer, track
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -36,9 +37,10 @@ if TYPE_CHECKING:
     from jobqueue.blocking import BlockingJob
     from jobqueue.chunks import Chunks
     from jobqueue.connections import Connections
-    from jobqueue.stages import Stage
+    from jobqueue.stages import StageBlock
 
 T = TypeVar("T")
+PARENT_RESULTS = "select coalesce(ref, id::text), result::text from jobqueue.parents(%s)"
 
 
 class Paused(BaseException):
@@ -116,7 +118,7 @@ class Job:
 
     __slots__ = (
         "__weakref__",
-        "_channel", "_checkpoint", "_command", "_may_pause", "_payload", "_settled", "_stats", "_unsaved",
+        "_channel", "_checkpoint", "_command", "_loops", "_may_pause", "_payload", "_settled", "_stats", "_timers",
         "claim",
     )  # fmt: skip
 
@@ -129,7 +131,8 @@ class Job:
         self._may_pause = True
         self._payload: Any = claim.payload
         self._stats: dict[str, Any] | None = None
-        self._unsaved: list[Remaining] | None = None
+        self._loops: list[Remaining | Reporter] | None = None
+        self._timers: list[ThreadTimer] | None = None
 
     # -- what it is ----------------------------------------------------------------------------------------------------
 
@@ -222,21 +225,43 @@ class Job:
         *,
         pct: float | None = None,
         substage: str | None = None,
+        failed: int | None = None,
         metadata: dict[str, Any] | None = None,
     ) -> None:
         """Say how far the job is: `progress(5, 17, "Processing chunk 5/17")` or `progress(pct=40)`.
 
-        `pct` (0 to 100, clamped) follows from done and total, rounded down, unless given. `metadata` is merged into the
-        job's. Sent at most 4 times a second, the latest wins, so it can be called for every item. A sign of life.
-        Raises Cancelled if the job was asked to stop.
+        `pct` (0 to 100, clamped) follows from done and total, rounded down, unless given; within a stage of a job whose
+        number of stages is known, done and total are that stage's, and it counts by its weight. `failed`: how many of
+        them went wrong, kept as `metadata.failed`. `metadata` is merged into the job's. Sent at most 4 times a second,
+        the latest wins, so it can be called for every item. A sign of life. Raises Cancelled if the job was asked to
+        stop.
         """
-        if pct is None and done is not None and total:
-            pct = 100 * done // total
-        columns = {"done": done, "total": total, "substage": substage}
-        data = {**(metadata or {}), **{name: value for name, value in columns.items() if value is not None}}
+        more = {**(metadata or {}), **({} if failed is None else {"failed": failed})}
+        if substage is not None:
+            more["substage"] = substage
+        self._report(done, total, message, pct, more)
+        self.raise_if_cancelled()
+
+    def _report(
+        self,
+        done: int | None,
+        total: int | None,
+        message: str | None,
+        pct: float | None = None,
+        more: dict[str, Any] | None = None,
+    ) -> None:
+        counts = {"done": done, "total": total}
+        data = {**(more or {}), **{name: value for name, value in counts.items() if value is not None}}
         whole = None if pct is None else max(0, min(100, int(pct)))
         self._channel.report(self, whole, message, data or None)
-        self.raise_if_cancelled()
+
+    async def parent_results(self) -> dict[str, Any]:
+        """Return the results of the jobs that this one depended on, by their ref in the flow, else by their id.
+
+        None for a parent that was skipped, or failed where the edge says "run". Raises JobNotFound.
+        """
+        found = await self._channel.rows(self, PARENT_RESULTS, self.claim.id)
+        return {name: None if text is None else json.loads(text) for name, text in found}
 
     def raise_if_cancelled(self) -> None:
         """Raise Cancelled if somebody asked for the job to be cancelled."""
@@ -246,11 +271,12 @@ class Job:
     async def estimate(self, units: float, *, stage: str | None = None) -> None:
         """Say how much work there is, in units of your own (pages, files), for the estimate of the time it takes.
 
-        `stage`: the stage that the units belong to; None (default): the whole job. Raises InvalidArgument below 0.
+        `stage`: the stage that the units belong to, also one that is still to come; None (default): the whole job. What
+        a unit takes is learned from the jobs of this type. Written at once. Raises InvalidArgument below 0, LeaseLost.
         """
         if not 0 <= units < float("inf"):
             raise InvalidArgument(f"units must be a number from 0, not {units}")
-        self._channel.report(self, None, None, {"estimate": {"units": units, "stage": stage}})
+        await self._channel.call(self, "estimate_units", units=float(units), stage=stage)
 
     def track(
         self, items: Iterable[T] | AsyncIterable[T], *, message: str | None = None, total: int | None = None
@@ -260,7 +286,7 @@ class Job:
         `message` may name {number} (of this item, from 1), {done} and {total}. `total`: default the length, if it has
         one. Raises Cancelled before the next item if the job was asked to stop.
         """
-        return track(self, items, message, total)
+        return track(self, items, message, total, self._make_timer())
 
     # -- what survives an attempt --------------------------------------------------------------------------------------
 
@@ -271,16 +297,16 @@ class Job:
         weight: float | None = None,
         *,
         metadata: dict[str, Any] | None = None,
-    ) -> Stage:
+    ) -> StageBlock:
         """A stage of the job: `async with job.stage("scan", of=3) as stage:`.
 
         `of`: how many stages the job has. `weight`: its share in the overall percentage (default 1). A stage whose
         result was kept with `stage.save(output)` is `stage.done` in later attempts, with `stage.output`; others run
         again. Raises Paused, Cancelled, LeaseLost.
         """
-        from jobqueue.stages import Stage
+        from jobqueue.stages import StageBlock
 
-        return Stage(self, name, of, weight, metadata)
+        return StageBlock(self, name, of, weight, metadata)
 
     def remaining(
         self,
@@ -288,17 +314,44 @@ class Job:
         *,
         key: Callable[[T], object] = str,
         message: str | None = None,
+        report: bool = True,
     ) -> AsyncIterator[T]:
         """Yield the items that no earlier attempt has finished: `async for page in job.remaining(pages)`.
 
         An item counts as done when the next one is asked for. Done keys are saved every 10 items or 2 seconds, and when
         the attempt ends, however it ends. Reports progress over all items if their number is known; `message` as of
-        `track`. Keys are 1 to 1,000 characters and unique among the items. After `break` the last item counts as not
-        done. Raises Paused, Cancelled, LeaseLost, InvalidArgument for a bad key.
+        `track`; `report=False`: nothing, inside of a loop that reports. Keys are 1 to 1,000 characters and unique among
+        the items. After `break` the last item counts as not done. Raises Paused, Cancelled, LeaseLost, InvalidArgument
+        for a bad key.
         """
-        loop = Remaining(self)
-        self._unsaved = [*(self._unsaved or ()), loop]
-        return loop.iterate(items, key, message)
+        return self._remaining(items, key, message, report, self._make_timer)
+
+    def _remaining(
+        self,
+        items: Iterable[T] | AsyncIterable[T],
+        key: Callable[[T], object],
+        message: str | None,
+        report: bool,
+        make_timer: Callable[[], Timer],
+    ) -> AsyncIterator[T]:
+        return Remaining(self, make_timer).iterate(items, key, message, report)
+
+    def _begin_loop(self, loop: Remaining | Reporter) -> None:
+        if self._loops is None:
+            self._loops = []
+        self._loops.append(loop)
+
+    def _end_loop(self, loop: Remaining | Reporter) -> None:
+        if self._loops is not None and loop in self._loops:
+            self._loops.remove(loop)
+
+    def _make_timer(self, run: Callable[[Coroutine[Any, Any, Any]], Any] | None = None) -> Timer:
+        """What loops do a little later; `run`: in a thread or a process."""
+        if run is None:
+            return TaskTimer()
+        timer = ThreadTimer(run)
+        self._timers = [*(self._timers or ()), timer]
+        return timer
 
     def chunks(self, total: int) -> Chunks:
         """Progress over the chunks of a document, in the form that people and dashboards expect; see `Chunks`."""
@@ -373,18 +426,23 @@ class Job:
             raise Paused("the job was paused")
 
     async def prepare(self) -> None:
-        """Load and verify the last checkpoint; a damaged one is reported in the job's metadata and not used."""
+        """Load and verify the last checkpoint; with a damaged one the job begins afresh, and its history says so."""
         if self.claim.checkpoint_id is None:
             return
         found, problem = await load_checkpoint(self._channel, self)
         self._checkpoint = found
         if problem is not None:
-            reject(self._channel, self, problem)
+            await self._channel.call(self, "reject_checkpoint", why=problem)
 
     async def flush(self) -> None:
-        """Save the done keys that are not saved yet: at the end of every attempt that is not completed."""
-        for loop in self._unsaved or ():
-            await loop.save()
+        """Save done keys and send progress that loops hold back: at the end of every attempt that is not completed."""
+        for loop in list(self._loops or ()):
+            await loop.finish()
+
+    def end_loops(self) -> None:
+        """In a process: what loops would do later is not done any more; the next job must not be taken for this one."""
+        for timer in self._timers or ():
+            timer.close()
 
     def stats_text(self) -> str | None:
         """The figures as JSON text for the completion; None if the handler touched none. Raises InvalidArgument."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from jobqueue.errors import ConfigurationError
 from jobqueue.job import Claim, Job
+from jobqueue.loops import NoTimer, Timer
 
 if TYPE_CHECKING:
     from os import PathLike
@@ -33,15 +34,18 @@ class NullJob(Job):
     def __init__(self, payload: Any = None, *, tenant: str = "default", subject: str | None = None) -> None:
         super().__init__(_claim({} if payload is None else payload, tenant, subject), _NullChannel())
 
-    def remaining(
+    def _remaining(
         self,
         items: Iterable[T] | AsyncIterable[T],
-        *,
-        key: Callable[[T], object] = str,
-        message: str | None = None,
+        key: Callable[[T], object],
+        message: str | None,
+        report: bool,
+        make_timer: Callable[[], Timer],
     ) -> AsyncIterator[T]:
-        """All items."""
         return self.track(items, message=message)
+
+    def _make_timer(self, run: Callable[[Coroutine[Any, Any, Any]], Any] | None = None) -> Timer:
+        return NoTimer()
 
     async def checkpoint(
         self,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 from jobqueue.errors import InvalidArgument, UnknownOption
 from jobqueue.json_text import NotStorable, to_json_text
@@ -15,7 +16,7 @@ OPTIONS = frozenset(
         "job_type", "priority", "run_at", "delay", "singleton_key", "throttle_seconds", "debounce_seconds",
         "slot_until", "merge_payload", "group", "tier", "tenant", "subject", "display_name", "metadata", "created_by",
         "max_retries", "retry_delay", "retry_backoff", "retry_delay_max", "timeout", "max_runtime", "lease",
-        "expires_in", "keep_completed", "keep_ended", "dead_letter", "stages", "id",
+        "expires_in", "keep_completed", "keep_ended", "dead_letter", "stages", "id", "depends_on", "on_failure", "batch",
     }
 )  # fmt: skip
 """What `jobqueue.job_options()` knows; a test compares the two."""
@@ -58,7 +59,15 @@ def options_text(options: Mapping[str, Any]) -> str:
         raise InvalidArgument(f"the options cannot be stored: {error}", details={"code": "INVALID_ARGUMENT"}) from None
 
 
+def encode_dependencies(parents: Iterable[Any]) -> list[Any]:
+    """Return jobs to wait for as SQL takes them: refs, ids, what `send` answered, or `{"id" or "ref", "on_failure"}`."""
+    found: list[Any] = [getattr(parent, "id", parent) for parent in parents]
+    return [str(parent) if isinstance(parent, UUID) else parent for parent in found]
+
+
 def _encode(name: str, value: Any) -> Any:
+    if name == "depends_on" and not isinstance(value, str | Mapping):
+        return encode_dependencies(value)
     if isinstance(value, timedelta):
         return value.total_seconds()
     if isinstance(value, datetime):

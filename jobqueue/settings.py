@@ -79,6 +79,22 @@ class Settings(BaseSettings):
     tenant_segment: str = Field("tenants", pattern=r"^[A-Za-z0-9_~.-]+$", description="path segment before a tenant")
     api_create_queues: bool = Field(False, description="POST /jobs may create unknown queues")
     metrics_public: bool = Field(False, description="/metrics without a key")
+    api_statement_timeout: Seconds = Field(
+        10.0, gt=0, description="a statement of the API is given up after so many seconds"
+    )
+    api_access_log: bool = Field(True, description="the API logs a line per request")
+    api_cors_origins: Names = Field((), description="web origins whose scripts may use the API, or *; none: no other")
+    jwt_key_file: Path | None = Field(
+        None, description="PEM, JWKS or shared key that JSON Web Tokens are checked with; None: no tokens"
+    )
+    jwt_algorithms: Names = Field(("RS256",), description="algorithms of tokens, of one family")
+    jwt_issuer: str | None = Field(None, description="iss that tokens must have")
+    jwt_audience: str | None = Field(None, description="aud that tokens must have")
+    jwt_tenants_claim: str = Field("tenants", description="claim of a token that lists its tenants")
+    jwt_scopes_claim: str = Field("scope", description="claim of a token that lists its scopes")
+    jwt_quota: int | None = Field(
+        None, ge=1, description="requests per hour, bucket and subject of tokens; None: any number"
+    )
 
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)] = Field(
         "info", description="least severe level that is logged"

@@ -1,4 +1,4 @@
-"""One stage of a job, as a block."""
+"""Stages: how they are declared, and one of them as a block of a handler."""
 
 from __future__ import annotations
 
@@ -14,7 +14,18 @@ if TYPE_CHECKING:
 LOAD_OUTPUT = "select o from jobqueue.stage_output(%s, %s, %s) as t (o) where o is not null"
 
 
-class Stage:
+class Stage(dict[str, Any]):
+    """One declared stage: `@app.job("ocr", stages=[Stage("scan"), Stage("recognise", weight=5)])`.
+
+    `weight`: its share in the overall percentage (default 1, above 0). A dict, and so the JSON that SQL, HTTP and
+    `send(stages=…)` take.
+    """
+
+    def __init__(self, name: str, weight: float = 1) -> None:
+        super().__init__(name=name, weight=weight)
+
+
+class StageBlock:
     """A stage: in_progress while its block runs, then completed, or failed if the block raises.
 
     ```python
@@ -39,7 +50,7 @@ class Stage:
         self._saved = False
         self._detail = {"of": of, "weight": weight, "metadata": metadata}
 
-    async def __aenter__(self) -> Stage:
+    async def __aenter__(self) -> StageBlock:
         job = self._job
         if job.attempt > 1:
             rows = await job._channel.rows(job, LOAD_OUTPUT, job.claim.id, job.claim.claim_token, self.name)
@@ -56,10 +67,12 @@ class Stage:
         self._saved = True
 
     async def substage(self, text: str | None, done: int | None = None, total: int | None = None) -> None:
-        """Say what happens inside the stage, for example `Embedding chunk 234 of 500`. Raises Cancelled."""
-        await self._job.progress(message=text, substage=text, metadata=None)
-        if done is not None:
-            await self._job.progress(done, total)
+        """Say what happens inside the stage, for example `Embedding chunk 234 of 500`; None: nothing in particular.
+
+        `done` of `total` counts within the stage. Sent as progress is. Raises Cancelled.
+        """
+        self._job._report(done, total, text, None, {"substage": text})
+        self._job.raise_if_cancelled()
 
     async def skip(self, reason: str | None = None) -> None:
         """Mark the stage as skipped: there is nothing to do in it."""

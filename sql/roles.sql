@@ -94,6 +94,25 @@ grant execute on function
     jobqueue.http_send(text, text, jsonb, jsonb, boolean, text, text, text),
     jobqueue.http_watch(text, text[], interval), jobqueue.http_versions(text, uuid[])
     to jobqueue_api;
+grant select on jobqueue.bulk_operation to jobqueue_api, jobqueue_support_readonly;
+-- functions/http_lists.sql, http_history.sql, http_actions.sql, http_streams.sql, http_lookup.sql
+grant execute on function
+    jobqueue.http_some(uuid, text[], text[]), jobqueue.http_fields(), jobqueue.http_attempts(uuid, boolean),
+    jobqueue.http_names(jsonb, text), jobqueue.http_conditions(jsonb), jobqueue.http_candidates(jsonb), jobqueue.http_tenants(jsonb),
+    jobqueue.http_found(jsonb, timestamptz, uuid, int, int), jobqueue.http_total(jsonb, int),
+    jobqueue.http_jobs(text, text, jsonb, timestamptz, uuid, int, int, text[]),
+    jobqueue.http_active(text, text, text, int, text[]), jobqueue.http_counts(jsonb), jobqueue.http_stats(text, text, jsonb),
+    jobqueue.http_history(text, text, uuid, text, boolean), jobqueue.http_audit_row(jobqueue.audit, boolean),
+    jobqueue.http_audit(text, text, jsonb, bigint, int, boolean),
+    jobqueue.http_actor(text), jobqueue.http_reason(text), jobqueue.http_act(text, text, text, uuid, text, jsonb),
+    jobqueue.http_move(uuid, jsonb, text), jobqueue.http_delete(text, text, text, uuid, text),
+    jobqueue.http_administer(text, text, text, text, text, text),
+    jobqueue.http_bulk_tenant(text), jobqueue.http_bulk(text, text, text, jsonb, text, text, text),
+    jobqueue.http_bulk_start(jsonb, uuid[], text), jobqueue.http_bulk_row(uuid), jobqueue.http_bulk_read(text, text, uuid),
+    jobqueue.http_snapshots(text, uuid[]), jobqueue.http_signals(text, uuid[]), jobqueue.http_summary(text, text),
+    jobqueue.http_seconds(interval), jobqueue.http_queue_rows(text), jobqueue.http_ready(text), jobqueue.http_list(text, text, text),
+    jobqueue.http_flow(text, text, uuid), jobqueue.http_batch(text, text, uuid)
+    to jobqueue_api;
 -- end of HTTP API
 
 -- Administration of queues and support: functions/queues.sql, pauses.sql, explain.sql, redrive.sql, publish.sql, find.sql, help.sql
@@ -113,19 +132,81 @@ grant execute on function
     jobqueue.bulk(text, jsonb, text, boolean, int)
     to jobqueue_api, jobqueue_support;
 grant execute on function
-    jobqueue.explain(uuid), jobqueue.find_jobs(text, jsonb, int, uuid), jobqueue.help(), jobqueue.health(),
+    jobqueue.explain(uuid), jobqueue.find_jobs(text, jsonb, int, uuid), jobqueue.help(), jobqueue.health(), jobqueue.blocked_keys(text),
     jobqueue.preview_redrive(text, jsonb)
     to jobqueue_api, jobqueue_support_readonly;
 -- names the logins of the server
 grant execute on function jobqueue.doctor() to jobqueue_support_readonly;
 -- end of administration
 
+-- Keys and quotas of the HTTP API: functions/api_keys.sql, quotas.sql. Who could make keys could give himself every right: only the owner.
+grant execute on function
+    jobqueue.api_keys_state(), jobqueue.find_api_key(text, bytea), jobqueue.take_quota(text, text, int, int),
+    jobqueue.give_quota(text[], text[], int[], bigint[]), jobqueue.keep_ticket(bytea, jsonb, text, interval),
+    jobqueue.use_ticket(bytea, text), jobqueue.api_key_is_live(text)
+    to jobqueue_api;
+grant select on jobqueue.api_keys, jobqueue.quota_use to jobqueue_support_readonly;
+-- all but the hashes
+grant select (id, name, tenants, scopes, subject, act_as, quota_reads, quota_writes, quota_streams, created_at, created_by, expires_at,
+    rotated_at, previous_until, revoked_at, revoke_reason, last_used_at) on jobqueue.api_key to jobqueue_support_readonly;
+do $$
+begin
+    alter table jobqueue.api_key enable row level security;
+    drop policy if exists support_read on jobqueue.api_key;
+    create policy support_read on jobqueue.api_key for select to jobqueue_support_readonly using (true);
+    alter table jobqueue.quota_use enable row level security;
+    drop policy if exists support_read on jobqueue.quota_use;
+    create policy support_read on jobqueue.quota_use for select to jobqueue_support_readonly using (true);
+    -- nobody reads it but its functions
+    alter table jobqueue.stream_ticket enable row level security;
+end
+$$;
+-- end of keys and quotas
+
+-- procrastinate applications: functions/procrastinate.sql, procrastinate_lists.sql
+grant execute on function
+    jobqueue.procrastinate_defer(jsonb), jobqueue.procrastinate_defer_periodic(text, bigint, jsonb),
+    jobqueue.procrastinate_adopt_queue(text, boolean), jobqueue.procrastinate_cancel(uuid, boolean, boolean), jobqueue.procrastinate_job_status(uuid), jobqueue.procrastinate_queues(),
+    jobqueue.procrastinate_jobs(uuid, text, text, text, text, text, uuid), jobqueue.procrastinate_counts(text, text, text, text, text)
+    to jobqueue_producer, jobqueue_worker;
+grant execute on function
+    jobqueue.procrastinate_start(uuid, uuid), jobqueue.procrastinate_settle(jsonb), jobqueue.procrastinate_retry(uuid, uuid, jsonb), jobqueue.procrastinate_finish(uuid, jsonb),
+    jobqueue.procrastinate_tick(text, text, text, bigint), jobqueue.procrastinate_to_abort(text),
+    jobqueue.procrastinate_stalled(double precision, double precision, text, text),
+    jobqueue.procrastinate_prune(double precision), jobqueue.procrastinate_delete_old(double precision, text, text[])
+    to jobqueue_worker;
+-- end of procrastinate applications
+
+-- Tracking: functions/progress.sql, stages.sql, estimates.sql
+grant select on jobqueue.estimate to jobqueue_api, jobqueue_support_readonly;
+grant execute on function
+    jobqueue.estimate_units(uuid, uuid, double precision, text), jobqueue.reject_checkpoint(uuid, uuid, text), jobqueue.set_estimates(jsonb)
+    to jobqueue_worker;
+grant execute on function jobqueue.estimate(uuid) to jobqueue_api, jobqueue_support_readonly, jobqueue_worker;
+-- end of tracking
+
+-- Statistics: functions/queue_stats.sql, gauges.sql, warnings.sql. Numbers of whole queues, so no tenant is asked for.
+grant execute on function jobqueue.queue_stats(text, timestamptz, timestamptz, interval), jobqueue.queue_gauges(text)
+    to jobqueue_api, jobqueue_support_readonly, jobqueue_producer, jobqueue_worker;
+grant execute on function jobqueue.warnings() to jobqueue_worker, jobqueue_support_readonly;
+-- end of statistics
+
+-- Flows and batches: functions/flow.sql, batch.sql
+grant select on jobqueue.edge, jobqueue.flow, jobqueue.flow_member, jobqueue.batch to jobqueue_api, jobqueue_support_readonly;
+grant execute on function
+    jobqueue.send_flow(jsonb), jobqueue.create_batch(jsonb), jobqueue.close_batch(uuid)
+    to jobqueue_producer, jobqueue_worker, jobqueue_api;
+grant execute on function
+    jobqueue.parents(uuid), jobqueue.children(uuid), jobqueue.flow_status(uuid), jobqueue.batch_status(uuid)
+    to jobqueue_producer, jobqueue_worker, jobqueue_api, jobqueue_support_readonly;
+-- end of flows and batches
+
 -- Rows: jobqueue_api sees the tenants of its transaction, support sees all. Nobody else has a policy, so nobody else sees a row.
 do $$
 declare
     name text;
 begin
-    foreach name in array array['job', 'attempt', 'stage', 'checkpoint', 'done_key', 'audit', 'tenant_pause', 'schedule'] loop
+    foreach name in array array['job', 'attempt', 'stage', 'checkpoint', 'done_key', 'audit', 'tenant_pause', 'schedule', 'edge', 'flow', 'flow_member', 'batch', 'bulk_operation'] loop
         execute format('alter table jobqueue.%I enable row level security', name);
         execute format('drop policy if exists tenant_read on jobqueue.%I', name);
         execute format('drop policy if exists support_read on jobqueue.%I', name);

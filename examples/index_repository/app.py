@@ -31,7 +31,6 @@ STAGES = [
     {"name": "index", "weight": 17},
     {"name": "finish", "weight": 1},
 ]
-INDEX_FROM_PCT, INDEX_TO_PCT = 10, 95
 
 app = App()
 
@@ -72,7 +71,7 @@ async def index_repository(job: Job, payload: IndexRepository) -> Totals:
         async with job.stage("finish"):
             totals = await store.totals(source.commit)
             found = f"{totals['files_indexed']} files, {totals['symbols_extracted']} symbols"
-            await job.progress(len(entries), len(entries), f"Indexed {found}", pct=INDEX_TO_PCT)
+            await job.progress(message=f"Indexed {found}")
         job.stats.update(totals)
         async with job.transaction(totals) as connection:
             await publish(connection, repository, job.id, source.commit)
@@ -103,20 +102,10 @@ async def _list(job: Job, source: Checkout) -> list[Entry]:
 async def _index(
     job: Job, payload: IndexRepository, store: Store, source: Checkout, repository: int, entries: list[Entry]
 ) -> None:
-    total = len(entries)
-    shown = await _percentage_shown(job)
+    message = "Indexing file {number}/{total}"
     with source.blobs() as blobs:
-        # An iterator has no length: the percentage is ours to report, because this stage is only a part of it.
-        async for entry in job.remaining(iter(entries), key=lambda entry: entry.position):
-            done = entry.position - 1
-            pct = INDEX_FROM_PCT + (INDEX_TO_PCT - INDEX_FROM_PCT) * done // total
-            message = f"Indexing file {entry.position}/{total}"
-            await job.progress(done, total, message, pct=max(pct, shown), substage=entry.path)
+        async for entry in job.remaining(entries, key=lambda entry: entry.position, message=message):
+            await job.progress(substage=entry.path)
             # In a thread, so that the worker's other jobs go on while a parser is busy.
             file = await asyncio.to_thread(index_file, entry, blobs, payload.max_file_bytes)
             await store.write(repository, file)
-
-
-async def _percentage_shown(job: Job) -> int:
-    """What people have seen: an attempt that goes on a few files earlier must not take it back."""
-    return ((await app.get(job.id)).progress_pct or 0) if job.attempt > 1 else 0

@@ -16,10 +16,9 @@ from uuid import UUID
 from psycopg import AsyncConnection
 
 from examples.index_repository.files import IndexedFile
-from jobqueue.database.pool import connect_async
+from examples.tables import Pool, Tables
 
-SCHEMA = """
-create schema if not exists code_index;
+TABLES = Tables("code_index", """
 create table if not exists code_index.repository (
     id bigint generated always as identity primary key,
     location text not null unique,
@@ -65,9 +64,7 @@ create or replace view code_index.current_symbol as
     select f.location, f.path, s.kind, s.name, s.qualified_name, s.first_line, s.last_line, s.job_id
     from code_index.current_file f
     join code_index.symbol s on s.job_id = f.job_id and s.file_position = f.position;
-"""
-# Any number: it only keeps two workers from creating the schema at the same time.
-SCHEMA_LOCK = 7_302_271
+""")  # fmt: skip
 
 WRITE_FILE = """
 insert into code_index.file as f (job_id, position, repository_id, path, blob, bytes, language, lines, skipped, problem)
@@ -108,29 +105,26 @@ class Totals(TypedDict):
 
 @asynccontextmanager
 async def open_store(dsn: str, job_id: UUID) -> AsyncIterator[Store]:
-    """Open one job's way to the index, with a connection of its own; creates the tables if there are none."""
-    async with await connect_async(dsn, "index_repository") as connection:
-        await _create_tables(connection)
-        yield Store(connection, job_id)
+    """Open one job's way to the index; creates the tables if there are none."""
+    async with TABLES.open(dsn) as pool:
+        yield Store(pool, job_id)
 
 
 class Store:
     """The rows of one job."""
 
-    def __init__(self, connection: AsyncConnection[Any], job_id: UUID) -> None:
-        self._connection = connection
+    def __init__(self, pool: Pool, job_id: UUID) -> None:
+        self._pool = pool
         self._job_id = job_id
 
     async def begin(self, location: str) -> int:
         """Start afresh and return the repository's id."""
-        async with self._connection.transaction():
-            await self._connection.execute("delete from code_index.file where job_id = %s", (self._job_id,))
-            await self._connection.execute(
+        async with self._pool.connection() as connection, connection.transaction():
+            await connection.execute("delete from code_index.file where job_id = %s", (self._job_id,))
+            await connection.execute(
                 "insert into code_index.repository (location) values (%s) on conflict do nothing", (location,)
             )
-            found = await self._connection.execute(
-                "select id from code_index.repository where location = %s", (location,)
-            )
+            found = await connection.execute("select id from code_index.repository where location = %s", (location,))
             return int((await found.fetchall())[0][0])
 
     async def write(self, repository: int, file: IndexedFile) -> None:
@@ -145,17 +139,16 @@ class Store:
             [symbol.first_line for symbol in file.symbols],
             [symbol.last_line for symbol in file.symbols],
         ]
-        async with self._connection.pipeline(), self._connection.transaction():
-            await self._connection.execute(WRITE_FILE, (*place, repository, *facts))
-            await self._connection.execute(
-                "delete from code_index.symbol where job_id = %s and file_position = %s", place
-            )
-            await self._connection.execute(WRITE_SYMBOLS, (*place, *columns))
+        async with self._pool.connection() as connection, connection.pipeline(), connection.transaction():
+            await connection.execute(WRITE_FILE, (*place, repository, *facts))
+            await connection.execute("delete from code_index.symbol where job_id = %s and file_position = %s", place)
+            await connection.execute(WRITE_SYMBOLS, (*place, *columns))
 
     async def totals(self, commit: str) -> Totals:
         """Count what the job has written, in all its attempts."""
-        found = await self._connection.execute(TOTALS, {"job": self._job_id})
-        indexed, skipped, symbols = (await found.fetchall())[0]
+        async with self._pool.connection() as connection:
+            found = await connection.execute(TOTALS, {"job": self._job_id})
+            indexed, skipped, symbols = (await found.fetchall())[0]
         return Totals(files_indexed=indexed, files_skipped=skipped, symbols_extracted=symbols, commit_sha=commit)
 
 
@@ -168,13 +161,3 @@ async def publish(connection: AsyncConnection[Any], repository: int, job_id: UUI
         (job_id, commit, repository),
     )
     await connection.execute(DELETE_OLDER, {"repository": repository, "job": job_id, "former": former})
-
-
-async def _create_tables(connection: AsyncConnection[Any]) -> None:
-    exists = "select to_regclass('code_index.current_symbol') is not null"
-    if (await (await connection.execute(exists)).fetchall())[0][0]:
-        return
-    async with connection.transaction():
-        await connection.execute("select pg_advisory_xact_lock(%s)", (SCHEMA_LOCK,))
-        await connection.execute("set local client_min_messages = warning")
-        await connection.execute(SCHEMA)

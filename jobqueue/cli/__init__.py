@@ -39,9 +39,13 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "queues": LazyCommand("jobqueue.cli.queues:group", "The queues and their options."),
     "schedules": LazyCommand("jobqueue.cli.schedules:group", "What sends jobs at their times."),
     "workers": LazyCommand("jobqueue.cli.workers:group", "The processes that run jobs."),
+    "keys": LazyCommand("jobqueue.cli.keys:group", "Who may use the HTTP API."),
     "health": LazyCommand("jobqueue.cli.health:health", "Say how it goes."),
     "doctor": LazyCommand("jobqueue.cli.health:doctor", "Say what is wrong, and what to do."),
     "psql": LazyCommand("jobqueue.cli.psql:command", "Open psql on the database."),
+    "import-procrastinate": LazyCommand(
+        "jobqueue.cli.import_procrastinate:command", "Move the waiting jobs of a procrastinate installation here."
+    ),
     "migrate": LazyCommand("jobqueue.cli.migrate:group", "Bring the database's schema up to date, or back."),
     "server": LazyCommand("jobqueue.cli.server:group", "Start, find and stop the embedded PostgreSQL server."),
     "config": LazyCommand("jobqueue.cli.config:group", "Show the settings in use and where they come from."),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, LiteralString
 
 import click
@@ -11,6 +12,14 @@ from jobqueue.cli.output import emit_object, emit_rows, to_json
 from jobqueue.cli.send import parse_options
 
 COLUMNS = ("name", "policy", "max_retries", "timeout", "dead_letter", "warn_backlog", "paused_at", "pause_reason")
+
+STATS: LiteralString = """
+    select * from jobqueue.queue_stats(%s::text, now() - make_interval(secs => %s), null, make_interval(secs => %s))
+"""
+STATS_COLUMNS = (
+    "begins_at", "sent", "completed", "failed", "retried", "throughput", "wait_p50", "wait_p95", "run_p50", "run_p95",
+    "ready", "processing", "oldest_ready_seconds",
+)  # fmt: skip
 
 _queue = click.argument("queue")
 _options = click.option(
@@ -33,6 +42,25 @@ def list_(dsn: str | None, output: str) -> None:
     with session(dsn) as connection:
         rows = rows_of(connection, "select * from jobqueue.queues order by name")
     emit_rows(rows, COLUMNS, output)
+
+
+@group.command()
+@click.argument("queue", required=False)
+@click.option("--since", default="1 h", show_default=True, help="How far back, such as '6 h' or '7 d'.")
+@click.option("--bucket", default="5 min", show_default=True, help="Time per row, in whole minutes.")
+@dsn_option
+@output_option
+def stats(queue: str | None, since: str, bucket: str, dsn: str | None, output: str) -> None:
+    """Print how a queue (without a name: all together) does over time; times in seconds, the newest row last.
+
+    `failed` are jobs that ended so, `retried` attempts after which a retry followed. JSON has all columns.
+    """
+    from jobqueue.cli.session import rows_of, session
+
+    seconds = [_seconds(name, text) for name, text in (("--since", since), ("--bucket", bucket))]
+    with session(dsn) as connection:
+        rows = rows_of(connection, STATS, (queue, *seconds))
+    emit_rows([_rounded(row) for row in rows] if output == "table" else rows, STATS_COLUMNS, output)
 
 
 @group.command()
@@ -106,6 +134,20 @@ def _options_of(pairs: tuple[str, ...]) -> str:
     if options.get("dead_letter") == "null":
         options["dead_letter"] = None
     return to_json(options)
+
+
+def _seconds(name: str, text: str) -> float:
+    from jobqueue.durations import parse_duration
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint=name) from None
+
+
+def _rounded(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Three digits are more than the percentiles are worth."""
+    return {name: float(f"{value:.3g}") if isinstance(value, float) else value for name, value in row.items()}
 
 
 def _call(dsn: str | None, query: LiteralString, *arguments: str) -> dict[str, Any]:

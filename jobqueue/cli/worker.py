@@ -82,13 +82,26 @@ def load_app(reference: str) -> App:
     found: Any = module
     for name in (attribute or "app").split("."):
         found = getattr(found, name, None)
+    if "procrastinate" in sys.modules and not isinstance(found, App):
+        found = _adopted(found)
     if not isinstance(found, App):
         what = "nothing" if found is None else f"a {type(found).__name__}"
         raise ConfigurationError(
-            f"{module_name}:{attribute or 'app'} is {what}, not a jobqueue.App",
+            f"{module_name}:{attribute or 'app'} is {what}, not a jobqueue.App or a procrastinate.App",
             hint=f"Name it: jobqueue worker {module_name}:NAME",
         )
     return found
+
+
+def _adopted(found: Any) -> Any:
+    """Return a procrastinate application as one of ours; anything else as it is."""
+    import procrastinate
+
+    if not isinstance(found, procrastinate.App):
+        return found
+    from jobqueue.procrastinate import adopt
+
+    return adopt(found)
 
 
 def _supervise(processes: int, reference: str, queues: str | None, concurrency: int | None, until_idle: bool) -> int:

@@ -52,6 +52,10 @@ class WorkerChannel:
         self._deliver = deliver
         self._reports: dict[str, dict[str, Any]] = {}
         self._due = asyncio.Event()
+        self._ending: set[str] = set()
+        # Two reports of a job on two connections could arrive in the wrong order: the last word must be the last.
+        self._one_at_a_time = asyncio.Lock()
+        self._under_way: set[str] = set()
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._task: asyncio.Task[None] | None = None
@@ -99,7 +103,10 @@ class WorkerChannel:
         held = self._held.get(str(job.claim.id))
         if held is not None:
             self.sign_of_life(held)
-        await self.flush(str(job.claim.id))
+        # Done keys are seen by nobody: what waits to be reported goes with the next flush of all jobs, and not in a
+        # transaction of its own that would notify.
+        if function != "mark_done":
+            await self.flush(str(job.claim.id))
         names = [sql.SQL("{} => %s").format(sql.Identifier(name)) for name in arguments]
         query = sql.SQL("select jobqueue.{}({})").format(
             sql.Identifier(function), sql.SQL(", ").join([sql.SQL("%s::uuid"), sql.SQL("%s::uuid"), *names])
@@ -125,11 +132,16 @@ class WorkerChannel:
 
     async def flush(self, id: str | None = None) -> None:
         """Send the progress of one job, or of all, now. Raises what the database says of one job's progress."""
-        if id is not None:
-            report = self._reports.pop(id, None)
-            if report is not None:
-                await self._send([report])
-            return
+        if id is None:
+            async with self._one_at_a_time:
+                await self._flush_all()
+        elif id in self._reports or id in self._under_way:
+            async with self._one_at_a_time:
+                report = self._reports.pop(id, None)
+                if report is not None:
+                    await self._send([report])
+
+    async def _flush_all(self) -> None:
         reports = list(self._reports.values())
         self._reports.clear()
         # Ended meanwhile: its last word is written already.
@@ -141,9 +153,27 @@ class WorkerChannel:
             for report in reports:
                 await self._send_alone(report)
 
+    async def finish(self, id: str) -> None:
+        """Send the last progress of a job that ends: together with the others that end at the same time."""
+        self._ending.add(id)
+        async with self._one_at_a_time:
+            if id not in self._ending:
+                return
+            ending, self._ending = self._ending, set()
+            reports = [self._reports.pop(one) for one in sorted(ending) if one in self._reports]
+            try:
+                await self._send(reports)
+            except JobqueueError:
+                for report in reports:
+                    await self._send_alone(report)
+
     async def _send(self, reports: list[dict[str, Any]]) -> None:
         if reports:
-            orders = await self._query(sql.SQL(REPORT), (self._worker_id, json.dumps(reports)))
+            self._under_way = {report["id"] for report in reports}
+            try:
+                orders = await self._query(sql.SQL(REPORT), (self._worker_id, json.dumps(reports)))
+            finally:
+                self._under_way = set()
             if orders:
                 self._deliver([(row[0], row[1]) for row in orders])
 

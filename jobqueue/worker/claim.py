@@ -89,6 +89,7 @@ class Claimer:
         self._next_sweep = 0.0
         self._next_full = 0.0
         self._stopping = False
+        self._found = False
         self.statements = 0
 
     def stop(self) -> None:
@@ -125,9 +126,14 @@ class Claimer:
             await self._room.room()
             return False
         wanted = min(wanted, MOST_PER_CLAIM)
-        claims = await self._claim(wanted)
-        if len(claims) < wanted or self._now() >= self._next_sweep:
-            claims += await self._sweep_if_due(wanted - len(claims))
+        # While jobs keep coming a sweep goes first: after a claim, a line that never empties would leave it no room. Who was
+        # idle claims first, so that a job that wakes it does not wait for a sweep.
+        claims = await self._sweep_if_due(wanted) if self._found else []
+        if not claims:
+            claims = await self._claim(wanted)
+            self._found = bool(claims)
+        if not claims:
+            claims = await self._sweep_if_due(wanted)
         if claims:
             self._room.accept(claims)
             return False

@@ -40,6 +40,7 @@ class Held:
         "abandoned",
         "arrived",
         "claim",
+        "error",
         "handler",
         "id",
         "interrupt",
@@ -69,6 +70,8 @@ class Held:
         self.stop_asked_at = 0.0
         self.interrupt: Callable[[], object] | None = None
         self.settled = False
+        # what the handler raised, for hooks
+        self.error: BaseException | None = None
         self.abandoned = False
 
     def deadline(self) -> float | None:

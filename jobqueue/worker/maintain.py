@@ -26,6 +26,8 @@ MAINTAIN_AGAIN = 0.1
 LOCKED_AGAIN = 0.25
 LOOK_BACK_EVERY = 60.0
 """Every so often promotion also looks at what was due long ago: jobs that somebody else had locked at the time."""
+LOOK_EVERY = 60.0
+"""Seconds between two looks for something to warn of."""
 PORTION = 1000
 STATEMENT_TIMEOUT = 60.0
 
@@ -52,7 +54,8 @@ class Maintainer:
     """Promotion, schedules and maintenance of one worker, on one connection.
 
     `connect` opens an autocommit connection. `queues` is only for the log. `promoted` is called, without arguments,
-    after jobs have become ready. `poll`: the longest sleep in seconds (5), for jobs that others made wait.
+    after jobs have become ready. `poll`: the longest sleep in seconds (5), for jobs that others made wait. `look`: what
+    to do with the connection every `look_every` seconds (60), for warnings.
     """
 
     def __init__(
@@ -63,12 +66,16 @@ class Maintainer:
         promoted: Callable[[], None],
         *,
         poll: float = POLL,
+        look: Callable[[AsyncConnection[Any]], Awaitable[None]] | None = None,
+        look_every: float = LOOK_EVERY,
     ) -> None:
         self._connect = connect
         self._worker_id = str(worker_id)
         self._queues = queues
         self._promoted = promoted
         self._poll = poll
+        self._look, self._look_every = look, look_every
+        self._look_at = math.inf if look is None else elapsed_clock() + look_every
         self._ring = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._promote_at = 0.0
@@ -99,7 +106,8 @@ class Maintainer:
                     while True:
                         await self._round(connection)
                         backoff.reset()
-                        await self._sleep(min(self._promote_at, self._maintain_at, self._tick_at) - elapsed_clock())
+                        due = min(self._promote_at, self._maintain_at, self._tick_at, self._look_at)
+                        await self._sleep(due - elapsed_clock())
             except Exception as error:
                 reason = " ".join(str(error).split()) or type(error).__name__
                 logger.warning("maintenance was interrupted, trying again: %s", reason)
@@ -114,6 +122,9 @@ class Maintainer:
                 await self._tick(connection)
             if elapsed_clock() >= self._maintain_at:
                 await self._maintain(connection)
+            if self._look is not None and elapsed_clock() >= self._look_at:
+                self._look_at = elapsed_clock() + self._look_every
+                await self._look(connection)
 
     async def _promote(self, connection: AsyncConnection[Any]) -> float:
         """Put the jobs that are due into the line and return the seconds until the next one is."""

@@ -73,6 +73,8 @@ def run_job(reference: str, claim: Claim, dsn: str) -> Outcome:
         # The parent has stopped to answer.
         raise
     except BaseException:
+        job.end_loops()
         _channel.blocking(job.flush())
         raise
+    job.end_loops()
     return handler.encode_result(result), job._stats, job.settled

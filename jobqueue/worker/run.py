@@ -13,18 +13,20 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
 from jobqueue.classify import Classifier, failure_of
 from jobqueue.errors import Cancelled, LeaseLost, Snooze
 from jobqueue.job import Job, Paused
+from jobqueue.json_text import from_json
 from jobqueue.worker.drive import drive
 from jobqueue.worker.held import Held, Stop
 
 if TYPE_CHECKING:
     from jobqueue.handlers import Handler
     from jobqueue.worker.channel import WorkerChannel
+    from jobqueue.worker.hooks import JobHooks
     from jobqueue.worker.process import ProcessPool
     from jobqueue.worker.settle import Settler
 
@@ -48,13 +50,14 @@ class Runner:
         *,
         classify: Classifier | None = None,
         processes: ProcessPool | None = None,
+        hooks: JobHooks | None = None,
     ) -> None:
         self.concurrency = concurrency
         self.ready: deque[Held] = deque()
         self.running: set[Held] = set()
         self.held_back = False
         self._settler, self._channel, self._changed = settler, channel, changed
-        self._classify, self._processes = classify, processes
+        self._classify, self._processes, self._hooks = classify, processes, hooks
         self._tasks: set[asyncio.Task[None]] = set()
         self._threads: ThreadPoolExecutor | None = None
         self._loop = asyncio.get_running_loop()
@@ -138,14 +141,17 @@ class Runner:
         job = self._begin(held, task.cancel)
         handler = held.handler
         context = copy_context()
+        invoke = handler.invoke if self._hooks is None else self._hooks.around(handler, handler.invoke)
         try:
-            result = await drive(context.run(handler.invoke, job), context, self.spawn)
+            result = await drive(context.run(invoke, job), context, self.spawn)
             if self._channel.has_report(held.id):
                 await self._last_word(held)
             if job.settled:
                 self._settler.forget(held)
             else:
                 self._settler.complete(held, handler.encode_result(result), job.stats_text())
+            if self._hooks is not None:
+                await self._after(held, result, context)
         except BaseException as error:
             await self._ended_badly([held], error, task)
         else:
@@ -160,16 +166,17 @@ class Runner:
         # A batch is one call: it is stopped for all of its jobs or for none.
         batch = [self._begin(held, task.cancel) for held in jobs]
         context = copy_context()
+        invoke = handler.invoke_batch if handler.executor == "async" else self._threaded(handler.invoke_batch)
+        if self._hooks is not None:
+            invoke = self._hooks.around(handler, invoke)
+        if handler.executor != "async":
+            self.spawn()
         try:
-            if handler.executor == "async":
-                result = await drive(context.run(handler.invoke_batch, batch), context, self.spawn)
-            else:
-                self.spawn()
-                result = await self._in_thread(context.run, handler.invoke_batch, batch)
+            result = await drive(context.run(invoke, batch), context, self.spawn)
             for held in jobs:
                 if self._channel.has_report(held.id):
                     await self._last_word(held)
-            self._settle_batch(handler, jobs, result)
+            await self._settle_batch(handler, jobs, result, context)
         except BaseException as error:
             await self._ended_badly(jobs, error, task)
         else:
@@ -180,7 +187,7 @@ class Runner:
                 self.running.discard(held)
                 held.interrupt = None
 
-    def _settle_batch(self, handler: Handler, jobs: list[Held], result: Any) -> None:
+    async def _settle_batch(self, handler: Handler, jobs: list[Held], result: Any, context: Context) -> None:
         """A batch handler returns None (all are done) or one result per job; an exception among them fails that job."""
         results = [None] * len(jobs) if result is None else list(result)
         if len(results) != len(jobs):
@@ -194,6 +201,15 @@ class Runner:
                 self._fail(held, value)
             else:
                 self._settler.complete(held, handler.encode_result(value), job.stats_text())
+        if self._hooks is not None:
+            for held, value in zip(jobs, results, strict=True):
+                if not isinstance(value, BaseException):
+                    await self._after(held, value, context)
+
+    async def _after(self, held: Held, result: Any, context: Context) -> None:
+        assert self._hooks is not None
+        if held.job is not None and self._hooks.has_after(held.handler):
+            await drive(context.run(self._hooks.after, held.handler, held.job, result), context, self.spawn)
 
     # -- threads and processes -------------------------------------------------------------------------------------------
 
@@ -201,31 +217,59 @@ class Runner:
         handler = held.handler
         job = self._begin(held, task.cancel)
         self.spawn()
-        call: asyncio.Future[Any] | None = None
+        calls: list[asyncio.Future[Any]] = []
+        context = copy_context()
         try:
-            if handler.executor == "thread":
-                call = asyncio.ensure_future(self._in_thread(copy_context().run, handler.invoke, job))
-                result = await asyncio.shield(call)
-                text = handler.encode_result(result)
+            if self._hooks is None and handler.executor == "process":
+                text = await self._in_process(handler, job)
             else:
-                assert self._processes is not None
-                text = await self._processes.run(handler, job)
+                result = await self._hooked(handler, job, context, calls)
+                text = handler.encode_result(result)
             if self._channel.has_report(held.id):
                 await self._last_word(held)
             if job.settled:
                 self._settler.forget(held)
             else:
                 self._settler.complete(held, text, job.stats_text())
+            if self._hooks is not None:
+                await self._after(held, result, context)
         except BaseException as error:
             await self._ended_badly([held], error, task)
-            if call is not None and not call.done():
-                await self._outlive(held, call)
+            for call in calls:
+                if not call.done():
+                    await self._outlive(held, call)
         else:
             if held.stop is not None:
                 await _absorb_cancel(task)
         finally:
             self.running.discard(held)
             held.interrupt = None
+
+    async def _hooked(self, handler: Handler, job: Job, context: Context, calls: list[asyncio.Future[Any]]) -> Any:
+        """Run a handler in a thread or a process, with the hooks around it here; `calls` gets what cannot be stopped."""
+
+        async def invoke(given: Job) -> Any:
+            if handler.executor == "process":
+                text = await self._in_process(handler, given)
+                return None if text is None else from_json(text.encode())
+            # What the hooks have put into the context goes with it into the thread.
+            call = asyncio.ensure_future(self._in_thread(copy_context().run, handler.invoke, given))
+            calls.append(call)
+            return await asyncio.shield(call)
+
+        if self._hooks is None:
+            return await invoke(job)
+        return await drive(context.run(self._hooks.around(handler, invoke), job), context, _nothing)
+
+    async def _in_process(self, handler: Handler, job: Job) -> str | None:
+        assert self._processes is not None
+        return await self._processes.run(handler, job)
+
+    def _threaded(self, function: Callable[..., Any]) -> Callable[[Any], Any]:
+        async def call(argument: Any) -> Any:
+            return await self._in_thread(copy_context().run, function, argument)
+
+        return call
 
     async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
         if self._threads is None:
@@ -269,7 +313,7 @@ class Runner:
         """The latest progress of a job is always sent, before its end is."""
         try:
             async with asyncio.timeout(GRACE_SECONDS):
-                await self._channel.flush(held.id)
+                await self._channel.finish(held.id)
         except Exception as error:
             logger.warning("job %s: its last progress was not stored: %s", held.id, error)
 
@@ -298,6 +342,7 @@ class Runner:
 
     def _fail(self, held: Held, error: BaseException) -> None:
         failure = failure_of(error, held.handler.classify or self._classify)
+        held.error = error if self._hooks is not None else None
         self._settler.fail(held, failure.as_error(), failure.retry_in)
 
     def watch(self) -> None:
@@ -320,6 +365,10 @@ class Runner:
             return
         logger.warning("job %s does not stop; its attempt ends without it and its slot stays taken", held.id)
         self.end(held, None)
+
+
+def _nothing() -> None:
+    """A handler elsewhere waits at once; its runner has made room for the next one already."""
 
 
 async def _absorb_cancel(task: asyncio.Task[None]) -> None:

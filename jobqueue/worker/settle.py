@@ -34,6 +34,8 @@ SNOOZE = "select jobqueue.snooze(%s, %s, %s)"
 CANCEL_OWN = "select jobqueue.cancel_own(%s, %s, %s)"
 ACKNOWLEDGE = "select jobqueue.acknowledge(%s, %s)"
 
+TOO_LARGE = {"class": "permanent", "code": "RESULT_TOO_LARGE", "message": "The result is too large to be stored."}
+
 logger = logging.getLogger(__name__)
 
 
@@ -92,9 +94,10 @@ class Settler:
         flushed: Callable[[Sequence[Held], int], None],
         *,
         pooler: bool = False,
+        failed: Callable[[Held, dict[str, Any], str], None] | None = None,
     ) -> None:
         self._dsn, self._worker_id, self._pooler = dsn, worker_id, pooler
-        self._flushed = flushed
+        self._flushed, self._failed = flushed, failed
         self._next = Batch()
         self._work = asyncio.Event()
         self._empty = asyncio.Event()
@@ -266,6 +269,8 @@ class Settler:
         for id, _token, outcome in await cursor.fetchall():
             if outcome != "already":
                 logger.warning("job %s was not completed: %s", id, outcome, extra={"event": "job.lost", "job_id": id})
+            if outcome == "failed" and self._failed is not None:
+                self._failed(next(held for held, *_ in part if held.id == str(id)), TOO_LARGE, "failed")
 
     async def _fail(
         self, connection: AsyncConnection[Any], failed: Sequence[tuple[Held, dict[str, Any], float | None]]
@@ -276,9 +281,12 @@ class Settler:
         ]
         self.statements += 1
         cursor = await connection.execute(FAIL, (json.dumps(failures),))
-        for id, outcome, _status in await cursor.fetchall():
+        told = {} if self._failed is None else {held.id: (held, error) for held, error, _ in failed}
+        for id, outcome, status in await cursor.fetchall():
             if outcome == "lost":
                 logger.warning("job %s was lost before it failed", id, extra={"event": "job.lost", "job_id": id})
+            elif self._failed is not None:
+                self._failed(*told[str(id)], str(status))
 
     async def _one(self, connection: AsyncConnection[Any], query: LiteralString, held: Held, *more: str) -> None:
         self.statements += 1

@@ -24,17 +24,21 @@ from uuid import UUID, uuid4
 
 from psycopg.types.json import Jsonb
 
+from jobqueue import estimates
 from jobqueue.database.migrations import check_schema_async
 from jobqueue.database.pool import connect_async
+from jobqueue.hooks import Hooks, WorkerInfo
 from jobqueue.worker.channel import WorkerChannel
 from jobqueue.worker.claim import Claimer
 from jobqueue.worker.held import ClaimNote, Held, Stop
+from jobqueue.worker.hooks import insist, make_job_hooks, tell
 from jobqueue.worker.lease import Lease
 from jobqueue.worker.maintain import Maintainer
 from jobqueue.worker.orders import LONG_SECONDS, Orders
 from jobqueue.worker.run import GRACE_SECONDS, Runner
 from jobqueue.worker.settle import Settler
 from jobqueue.worker.wake import Wake
+from jobqueue.worker.warn import Warnings
 
 if TYPE_CHECKING:
     from jobqueue.classify import Classifier
@@ -71,7 +75,7 @@ class Worker:
     `handlers`: by job_type; only these job_types are claimed. `queues`: names; None: all queues. `concurrency`: handlers
     that may wait at the same time (100). `drain_timeout`: seconds that running handlers get when it stops (60).
     `listen_dsn`: a direct connection for LISTEN, if `dsn` leads through a pooler (`pooler=True`). `start_timeout`: seconds
-    to wait for the database at the start. `until_idle`: end when nothing is ready and nothing runs.
+    to wait for the database at the start. `until_idle`: end when nothing is ready and nothing runs. `hooks`: of the app.
     """
 
     def __init__(
@@ -92,6 +96,7 @@ class Worker:
         processes: ProcessPool | None = None,
         on_ready: Callable[[], None] | None = None,
         on_beat: Callable[[], None] | None = None,
+        hooks: Hooks | None = None,
     ) -> None:
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1, not {concurrency}")
@@ -106,6 +111,8 @@ class Worker:
         self._drain_timeout, self._start_timeout = drain_timeout, start_timeout
         self._classify, self._processes = classify, processes
         self._on_ready, self._on_beat = on_ready, on_beat
+        self._hooks = hooks if hooks is not None else Hooks()
+        self._info = WorkerInfo(self.id, self.name, tuple(queues) if queues is not None else None, concurrency)
         self.held: dict[str, Held] = {}
         self._state = "starting"
         self._fenced = False
@@ -129,6 +136,7 @@ class Worker:
         """
         self._loop = asyncio.get_running_loop()
         await self._register()
+        await insist(self._hooks.of("on_worker_start"), self._info)
         self._build()
         self._start()
         self._state = "working"
@@ -181,15 +189,19 @@ class Worker:
             await connection.execute("select jobqueue.register_worker(%s, %s)", (self.id, _json(info)))
             types = [handler.describe() for handler in self._handlers.values()]
             await connection.execute("select jobqueue.register_job_types(%s)", (_json(types),))
+            if defaults := estimates.estimate_defaults(os.environ):
+                await connection.execute(estimates.STORE, (_json(defaults),))
 
     def _build(self) -> None:
         id = str(self.id)
         self._wake = Wake(self._listen_dsn, self._queues, self._poll)
-        self._settler = Settler(self._dsn, id, self._flushed, pooler=self._pooler)
+        self._job_hooks = hooks = make_job_hooks(self._hooks, self._handlers)
+        failed = hooks.failed if hooks is not None else None
+        self._settler = Settler(self._dsn, id, self._flushed, pooler=self._pooler, failed=failed)
         self._channel = WorkerChannel(self._dsn, id, self.held, self._deliver, pooler=self._pooler)
         self._runner = Runner(
             self._concurrency, self._settler, self._channel, self._changed,
-            classify=self._classify, processes=self._processes,
+            classify=self._classify, processes=self._processes, hooks=hooks,
         )  # fmt: skip
         self._claimer = Claimer(
             self._dsn, id, self._queues, sorted(self._handlers), self, self._wake, pooler=self._pooler,
@@ -201,9 +213,10 @@ class Worker:
             lambda fenced: self._threadsafe(self._fence, fenced),
             pooler=self._pooler,
         )  # fmt: skip
+        self._warnings = Warnings(self._hooks)
         self._maintainer = Maintainer(
             lambda: connect_async(self._dsn, "jobqueue maintenance", pooler=self._pooler),
-            id, self._queues, self._wake.ring, poll=self._poll,
+            id, self._queues, self._wake.ring, poll=self._poll, look=self._warnings.look,
         )  # fmt: skip
         self._orders = Orders(self._listen_dsn, self._long_running, self._lease.beat_now)
 
@@ -217,6 +230,7 @@ class Worker:
 
     async def _shut_down(self, claiming: asyncio.Task[None], *tasks: asyncio.Task[Any]) -> None:
         self._state = "draining"
+        await tell(self._hooks.of("on_worker_stopping"), self._info)
         self._claimer.stop()
         self._room.set()
         for held in list(self._runner.ready):
@@ -229,6 +243,8 @@ class Worker:
             task.cancel()
         await self._settler.stop(max(5.0, self._drain_timeout / 4))
         await self._runner.close()
+        if self._job_hooks is not None:
+            await self._job_hooks.close(GRACE_SECONDS)
         await self._channel.stop()
         await self._maintainer.stop()
         await self._orders.stop()
@@ -237,6 +253,7 @@ class Worker:
             await self._processes.close()
         await asyncio.to_thread(self._lease.stop)
         await self._say_goodbye()
+        await tell(self._hooks.of("on_worker_stopped"), self._info)
         self._state = "stopped"
 
     async def _finish_running(self) -> None:
@@ -377,6 +394,7 @@ class Worker:
         if command == "lost":
             if held.started:
                 held.ask_stop(Stop.LOST)
+                self._tell_lost(held)
             else:
                 self._settler.forget(held)
         elif not held.started:
@@ -399,6 +417,7 @@ class Worker:
                     continue
                 if held.started:
                     held.ask_stop(Stop.FENCED)
+                    self._tell_lost(held)
                 else:
                     self._settler.forget(held)
             self._runner.ready.clear()
@@ -406,9 +425,15 @@ class Worker:
             logger.warning("heartbeats succeed again: working on")
             self._room.set()
 
+    def _tell_lost(self, held: Held) -> None:
+        if self._job_hooks is not None:
+            self._job_hooks.lost(held)
+
     async def _tick(self) -> None:
         while True:
+            slept = self._loop.time()
             await asyncio.sleep(TICK_SECONDS)
+            await self._warnings.blocked(self._loop.time() - slept - TICK_SECONDS)
             self._runner.watch()
             self._give_back_waiting()
             now = self._loop.time()

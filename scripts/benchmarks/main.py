@@ -12,6 +12,8 @@ from benchmarks import cost as cost_benchmark
 from benchmarks import drain as drain_benchmark
 from benchmarks import enqueue as enqueue_benchmark
 from benchmarks import latency as latency_benchmark
+from benchmarks import procrastinate as procrastinate_benchmark
+from benchmarks import progress as progress_benchmark
 from benchmarks import snapshot as snapshot_benchmark
 from benchmarks.places import Place, open_place
 from benchmarks.report import Report
@@ -82,6 +84,13 @@ def enqueue(jobs: int, runs: int, dsn: str | None, output: Path | None, singles:
 
 
 @main.command()
+@common(500)
+def procrastinate(jobs: int, runs: int, dsn: str | None, output: Path | None) -> None:
+    """One procrastinate application: its own engine, the connector, our worker."""
+    measure(dsn, output, lambda place: procrastinate_benchmark.run(place, jobs=jobs, runs=runs))
+
+
+@main.command()
 @common(300)
 @click.option("--rate", type=click.FloatRange(1), default=20.0, show_default=True, help="Sends per second.")
 def latency(jobs: int, runs: int, dsn: str | None, output: Path | None, rate: float) -> None:
@@ -98,6 +107,19 @@ def cost(jobs: int, runs: int, dsn: str | None, output: Path | None, idle_second
         dsn,
         output,
         lambda place: cost_benchmark.run(place, jobs=jobs, runs=runs, idle_seconds=idle_seconds),
+        statements=True,
+    )
+
+
+@main.command()
+@common(1000)
+@click.option("--seconds", type=click.FloatRange(0.5), default=5.0, show_default=True, help="How long to watch.")
+def progress(jobs: int, runs: int, dsn: str | None, output: Path | None, seconds: float) -> None:
+    """P9, the database's side: notifying commits of one worker whose jobs all report."""
+    measure(
+        dsn,
+        output,
+        lambda place: progress_benchmark.run(place, jobs=jobs, runs=runs, seconds=seconds),
         statements=True,
     )
 

@@ -6,7 +6,6 @@ comment on trigger job_children_go on jobqueue.job is 'What hangs on deleted job
 comment on function jobqueue.acknowledge is 'The worker stopped the handler as it was asked: cancel makes the job cancelled, pause makes it paused.';
 comment on function jobqueue.action_list is 'The one table of what can be done with a job by status, and why not.';
 comment on function jobqueue.actions is 'Everything that could be done with a job, whether it is allowed now, and if not, why. Errors: JQ404.';
-comment on function jobqueue.after_end is 'What the end of a job brings about besides: a job kept for no time goes at once (flag 1).';
 comment on function jobqueue.after_failure is 'What a job that ended as failed brings about: a copy in its dead letter queue.';
 comment on function jobqueue.allowed_actions is 'The names of what can be done with a job now. Errors: JQ404.';
 comment on function jobqueue.anyone_watches is 'Whether somebody listens to jobs at all. Asked before anything is looked up for listeners.';
@@ -40,7 +39,6 @@ comment on function jobqueue.fail_claim is 'Decide what a failed attempt of a lo
 comment on function jobqueue.fail_many is 'Several attempts failed; a stale claim does not keep the others back.';
 comment on function jobqueue.fail_one is 'Fail without the checks of the public form; null if the claim is lost.';
 comment on function jobqueue.give_back is 'End a locked claim without spending a retry: to pending at a time, or to what was asked.';
-comment on function jobqueue.has_waiting_children is 'Whether jobs still wait for this one; it is not deleted before.';
 comment on function jobqueue.heartbeat is 'A worker lives: extends the leases of exactly the jobs it lists, stores progress, brings orders as (id, command): cancel, pause, lost; drain with a null id. Every 5 s. Errors: JQ400.';
 comment on function jobqueue.hold_key_again is 'The key that a job takes up when a person puts it back into the line; JQ409 with the holder if it is taken.';
 comment on function jobqueue.hold_of is 'What a new job holds, by its options (singleton_key, throttle_seconds, debounce_seconds) and the policy of its queue.';
@@ -129,7 +127,7 @@ comment on function jobqueue.status_bit is 'The bit of a status in a mask of sta
 comment on function jobqueue.statuses_after is 'Where a status may lead, in alphabetical order.';
 comment on function jobqueue.stop_worker is 'The worker has ended in order.';
 comment on function jobqueue.store_job is 'Put one job into its line, or say who stands in its place.';
-comment on function jobqueue.store_progress is 'Progress of a claim; false if the claim is lost. Errors: JQ400, JQ413.';
+comment on function jobqueue.store_progress is 'Progress of a claim: changed, same, or null if the claim is lost. Errors: JQ400, JQ413.';
 comment on function jobqueue.to_bigint is 'A whole number from 0; fractions are cut. Null stays null.';
 comment on function jobqueue.to_boolean is 'True or false; null stays null.';
 comment on function jobqueue.to_id is 'Any uuid as the id of a job.';

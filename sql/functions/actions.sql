@@ -75,6 +75,8 @@ begin
             when name = 'pause' and _job.status = 'processing' and _job.requested_action = 'cancel' then 'it is being cancelled'
             when name = 'pause' and _job.status = 'processing' and not is_pausable(_job) then
                 'it is running, and neither its job_type nor its last checkpoint says that it can be paused'
+            when name = 'delete' and _job.settle_flags & 2 <> 0 and has_waiting_children(_job.id) then
+                'other jobs wait for it or may still read its result'
         end;
         allowed := reason is null;
         return next;
@@ -179,6 +181,16 @@ begin
         estimated_completion = null
     where j.id = _job.id
     returning j.version into now_version;
+    -- a key that got a new generation just now has a new holder
+    if _job.options ? 'hold' and _to = 'pending' and exists (select from job j
+        where j.id = _job.id and j.held_key not in (held_name(j.queue, j.options ->> 'hold'), retry_key(j)))
+    then
+        perform refuse('JQ409', 'CONFLICT', 'The key of this job changes hands just now.', 'Try again.', jsonb_build_object('id', _job.id));
+    end if;
+    if _job.settle_flags & 256 <> 0 then
+        perform leave_line(_job, _to);
+        perform join_line(array[_job.id]);
+    end if;
     if _to = 'pending' and not waits then
         perform wake_many(array[_job.queue]);
     end if;
@@ -317,9 +329,7 @@ begin
     perform check_action(j, action);
     to_status := case when j.unfinished_parents > 0 then 'blocked' else 'pending' end;
     if action = 'restart' then
-        delete from done_key d where d.job_id = j.id;
-        update stage s set status = 'pending', started_at = null, completed_at = null, error = null, output = null where s.job_id = j.id;
-        update checkpoint c set data = null where c.job_id = j.id and c.data is not null;
+        perform forget_progress(j.id);
     end if;
     update job x
     set retry_count = x.retry_count + 1,
@@ -398,6 +408,7 @@ begin
     set ready_seq = next_ready(), wait_until = null, run_at = now(), updated_at = now(), version = x.version + 1,
         status_reason = btrim(run_now.reason)
     where x.id = j.id;
+    perform join_line(array[j.id]);
     perform note_action('run_now', j.id, j.tenant, null, j.status, j.status, run_now.reason);
     perform wake_many(array[j.queue]);
     perform publish_changes(array[j.id]);
@@ -427,6 +438,7 @@ begin
         -- a new place in the line of its new priority: with its old number it could lie below the floors of busy workers
         ready_seq = case when x.ready_seq is not null then next_ready() end
     where x.id = j.id;
+    perform change_rank(j, prioritize.priority);
     perform note_action('prioritize', j.id, j.tenant, null, j.status, j.status, prioritize.reason,
         jsonb_build_object('from', j.priority, 'to', prioritize.priority));
     perform publish_changes(array[j.id]);

@@ -37,15 +37,19 @@ declare
     wanted int := _max_jobs;
     seconds double precision;
     most_seconds double precision;
+    limited boolean;
 begin
     -- what is paused, and the defaults of the queue, in one look-up
-    select q.lease, extract(epoch from q.timeout), extract(epoch from q.max_runtime),
+    select q.lease, extract(epoch from q.timeout), extract(epoch from q.max_runtime), q.limited,
         (select array_agg(t.name) from job_type t where t.paused_at is not null),
         (select array_agg(p.tenant) from tenant_pause p)
-    into lease, seconds, most_seconds, not_types, not_tenants
+    into lease, seconds, most_seconds, limited, not_types, not_tenants
     from queue q where q.name = _queue and q.paused_at is null;
     if not found then
         return;
+    end if;
+    if limited then
+        perform admit_for_claim(_queue, _max_jobs);
     end if;
 
     -- a job that has lost a worker first: it can only start at once, and a line that never empties must not keep it out
@@ -140,6 +144,11 @@ begin
             t.suspect, t.checkpoint_id, t.total_stages, t.batch_id, t.group_key, t.singleton_key, t.run_at
         from noted cross join taken t
         order by t.n;
+    if limited then
+        perform note_starts(q, b.job_ids)
+        from claim_batch b, queue q
+        where b.id = currval('jobqueue.claim_batch_id_seq') and q.name = _queue and q.rate_limit is not null;
+    end if;
     if anyone_watches() then
         perform publish_changes((select b.job_ids from claim_batch b where b.id = currval('jobqueue.claim_batch_id_seq')));
     end if;
@@ -171,6 +180,7 @@ declare
     exhausted text[] := '{}';
     exhausted_before int;
 begin
+    perform admit_for_claim(q.name, _max_jobs) from queue q where q.name = any (_queues) and q.limited and q.paused_at is null;
     -- again without the queues that had less than was read of them: they are paused, or others were faster
     loop
         exhausted_before := cardinality(exhausted);

@@ -20,13 +20,18 @@ declare
     done uuid[];
     flagged uuid[];
     large uuid[];
+    lowest text;
+    highest text;
+    waits real[];
+    runs real[];
 begin
     if _results is not null then
         select array_agg(x.id) into large
         from unnest(_ids, _results) x (id, result)
         where is_too_large(x.result, 'result', 8388608);
     end if;
-    with settled as (
+    -- one job alone goes without the machinery for many: that saves what the note for the statistics costs (468 -> 474 us)
+    if cardinality(_ids) = 1 then
         update job j
         set status = 'completed',
             version = j.version + 1,
@@ -38,22 +43,56 @@ begin
             lease_until = null,
             completed_at = now(),
             updated_at = now(),
-            result = x.result,
-            stats = case when x.stats is null then j.stats else coalesce(j.stats, '{}') || x.stats end,
+            result = _results[1],
+            stats = case when _stats[1] is null then j.stats else coalesce(j.stats, '{}') || _stats[1] end,
             estimated_completion = null,
             status_reason = null,
             error_class = null,
             error_code = null,
             error_message = null
-        from (select * from unnest(_ids, _tokens, _results, _stats) x (id, token, result, stats) order by 1) x
-        where j.id = x.id and j.claim_token = x.token and j.status = 'processing'
-            and (large is null or x.id <> all (large))
-        returning j.id, j.settle_flags)
-    select array_agg(s.id), array_agg(s.id) filter (where s.settle_flags <> 0) into done, flagged from settled s;
+        where j.id = _ids[1] and j.claim_token = _tokens[1] and j.status = 'processing' and large is null
+        returning array[j.id], case when j.settle_flags <> 0 then array[j.id] end, j.queue, j.queue,
+            array[date_part('epoch', j.started_at - greatest(j.run_at, j.created_at))::real], array[date_part('epoch', now() - j.started_at)::real]
+        into done, flagged, lowest, highest, waits, runs;
+    else
+        with settled as (
+            update job j
+            set status = 'completed',
+                version = j.version + 1,
+                progress_pct = 100,
+                held_key = case when j.hold_mask & 16 <> 0 then j.held_key end,
+                lost_count = 0,
+                suspect = false,
+                requested_action = null,
+                lease_until = null,
+                completed_at = now(),
+                updated_at = now(),
+                result = x.result,
+                stats = case when x.stats is null then j.stats else coalesce(j.stats, '{}') || x.stats end,
+                estimated_completion = null,
+                status_reason = null,
+                error_class = null,
+                error_code = null,
+                error_message = null
+            from (select * from unnest(_ids, _tokens, _results, _stats) x (id, token, result, stats) order by 1) x
+            where j.id = x.id and j.claim_token = x.token and j.status = 'processing'
+                and (large is null or x.id <> all (large))
+            returning j.id, j.settle_flags, j.queue, date_part('epoch', j.started_at - greatest(j.run_at, j.created_at))::real as wait,
+                date_part('epoch', now() - j.started_at)::real as run)
+        select array_agg(s.id), array_agg(s.id) filter (where s.settle_flags <> 0), min(s.queue), max(s.queue), array_agg(s.wait), array_agg(s.run)
+        into done, flagged, lowest, highest, waits, runs
+        from settled s;
+    end if;
+    if lowest = highest then
+        insert into statistics_note (queue, completed, waits, runs) values (lowest, cardinality(done), waits, runs);
+    elsif lowest is not null then
+        perform note_completed(done);
+    end if;
     if _finished_claims is not null then
         delete from claim_batch b where b.id = any (_finished_claims);
     end if;
     if flagged is not null then
+        perform give_slots_of(flagged);
         perform after_end(flagged);
     end if;
     if cardinality(done) is distinct from cardinality(_ids) then
@@ -188,20 +227,5 @@ begin
         perform refuse('JQ400', 'INVALID_ARGUMENT', 'stats must be a JSON object.', 'Give something like {"files": 12}.');
     end if;
     perform refuse_large(_stats, 'stats', 1048576);
-end
-$$;
-
--- after_end: what the end of a job brings about besides: a job kept for no time goes at once (flag 1: when completed, 16: otherwise).
-create or replace function jobqueue.after_end(_ids uuid[])
-returns void
-language plpgsql
-set search_path = pg_catalog, jobqueue, pg_temp
-set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
-as $$
-begin
-    delete from job j
-    where j.id = any (_ids)
-        and (j.settle_flags & 1 <> 0 and j.status = 'completed'
-            or j.settle_flags & 16 <> 0 and j.status in ('failed', 'cancelled', 'skipped'));
 end
 $$;

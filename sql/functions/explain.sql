@@ -41,7 +41,7 @@ $$;
 -- explain: why a job is not running / why it ended so.
 -- Returns ordered rows (reason, detail, what_to_do); the first row is the answer, the others add to it. reason is one word for programs:
 --   waiting: queue_paused, job_type_paused, tenant_paused, waits_until, waits_for_retry, no_worker, no_handler, workers_busy, jobs_ahead,
---     ready, expires; blocked, paused; running: processing, not_alive, cancel_requested, pause_requested
+--     ready, expires; blocked, parent_failed, parent_cancelled, waits_for, paused; running: processing, not_alive, cancel_requested, pause_requested
 --   ended: completed, failed, cancelled, skipped; besides: dead_letter, dead_letter_of, key_taken
 -- Errors: JQ404. Index: job_pkey, job_claim, audit_of_job, job_dead_letter.
 create or replace function jobqueue.explain(id uuid)
@@ -110,10 +110,40 @@ as $$
             coalesce((select format('after its checkpoint "%s"', c.stage) from checkpoint c where c.id = _job.checkpoint_id), 'from its start'))
     where _job.status = 'paused'
     union all
+    select * from explain_parents(_job, true)
+    union all
     select 'blocked', format('It waits until %s other %s ended.', _job.unfinished_parents,
             case when _job.unfinished_parents = 1 then 'job has' else 'jobs have' end),
         'See to those; it becomes pending by itself.'
     where _job.status = 'blocked'
+    union all
+    select * from explain_parents(_job, false)
+$$;
+
+-- explain_parents: the jobs that a blocked job waits for, at most ten: those that ended badly, which somebody has to see to, or the others.
+create or replace function jobqueue.explain_parents(_job jobqueue.job, _ended boolean)
+returns table (reason text, detail text, what_to_do text)
+language sql stable
+set search_path = pg_catalog, jobqueue, pg_temp
+set enable_hashjoin = off set jit = off
+as $$
+    select case when _ended then 'parent_' || p.status else 'waits_for' end,
+        format('It waits for job %s (%s"%s"), which %s.', p.id, coalesce(format('"%s" of its flow, in ', m.ref), 'in '), p.queue,
+            case p.status
+                when 'failed' then format('ended as failed: %s, %s', p.error_code, rtrim(left(p.error_message, 300), '.'))
+                when 'cancelled' then 'was cancelled: ' || rtrim(coalesce(p.status_reason, 'no reason was given'), '.')
+                else 'is ' || p.status end),
+        case p.status
+            when 'failed' then format('select jobqueue.retry(%L, ''reason''), or jobqueue.skip(%L, ''reason'') to go on without it.', p.id, p.id)
+            when 'cancelled' then format('select jobqueue.resume(%L, ''reason''), or cancel this job too.', p.id)
+            else format('select * from jobqueue.explain(%L)', p.id) end
+    from edge e
+    join job p on p.id = e.parent_id
+    left join flow_member m on m.job_id = p.id
+    where _job.status = 'blocked' and e.child_id = _job.id and is_waited_for(p.status, e.on_failure) and not e.passed
+        and (p.status in ('failed', 'cancelled')) = _ended
+    order by p.id
+    limit 10
 $$;
 
 -- explain_waiting: a pending job: its time, its workers, its place in the line.
@@ -137,6 +167,7 @@ begin
         what_to_do := format('select jobqueue.run_now(%L, ''reason'')', _job.id);
         return next;
     end if;
+    return query select * from explain_limits(_job);
     return query select * from explain_workers(_job);
     if _job.ready_seq is not null then
         ahead := jobs_ahead(_job);
@@ -284,6 +315,8 @@ begin
         else
             if _job.error_code = 'EXPIRED' then
                 detail := format('It expired at %s: no worker took it in time.', ago(_job.failed_at));
+            elsif _job.error_code = 'PARENT_FAILED' then
+                detail := _job.error_message;
             else
                 detail := format('%s, %s: %s. %s, %s of %s retries spent%s.', _job.error_class, _job.error_code,
                     rtrim(_job.error_message, '.'), _job.attempt || case _job.attempt when 1 then ' attempt' else ' attempts' end, _job.retry_count, budget,
@@ -322,5 +355,5 @@ as $$
             case when sees_tenant(h.tenant) then format('job %s', h.id) else 'a job of another tenant' end, h.status),
         'Wait for that job, or cancel it.'
     from job h
-    where _job.status in ('failed', 'cancelled') and h.queue = _job.queue and h.held_key = _job.options ->> 'hold' and h.id <> _job.id
+    where _job.status in ('failed', 'cancelled') and h.queue = _job.queue and h.held_key = held_name(_job.queue, _job.options ->> 'hold') and h.id <> _job.id
 $$;

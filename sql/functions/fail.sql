@@ -38,13 +38,17 @@ begin
         error_detail, next_run_at)
     values (_job.id, _job.attempt, _job.tenant, _job.claim_token, _job.worker_id, _job.started_at, _outcome, _error ->> 'class',
         _error ->> 'code', _error ->> 'message', _error ->> 'detail', case when _to = 'pending' then _run_at end);
+    if _error is not null then
+        perform note_attempt(_job, _outcome, _to);
+    end if;
     update job j
     set status = _to,
         version = j.version + 1,
         ready_seq = case when _to = 'pending' and not waits then coalesce(_seq, next_ready()) end,
         wait_until = case when waits then _run_at end,
         run_at = case when _to = 'pending' then _run_at else j.run_at end,
-        held_key = case when j.hold_mask & status_bit(_to) <> 0 then j.held_key end,
+        held_key = case when _retry_count > 0 and j.options ? 'hold_retry' and _to in ('pending', 'paused') then retry_key(_job)
+            when j.hold_mask & status_bit(_to) <> 0 then j.held_key end,
         retry_count = _retry_count,
         lost_count = _lost_count,
         suspect = _suspect,
@@ -64,6 +68,12 @@ begin
         error_code = case when _error is null then j.error_code else _error ->> 'code' end,
         error_message = case when _error is null then j.error_message else _error ->> 'message' end
     where j.id = _job.id;
+    if _job.settle_flags & 256 <> 0 then
+        perform leave_line(_job, _to);
+        if _to = 'pending' then
+            perform join_line(array[_job.id]);
+        end if;
+    end if;
     update stage s
     set status = case when _error is null then 'pending' else 'failed' end,
         completed_at = case when _error is null then null else now() end,
@@ -102,8 +112,12 @@ declare
     j jobqueue.job;
     target text;
     dead jobqueue.queue;
+    copy uuid;
 begin
     select * into j from job where id = _id;
+    if j.batch_id is not null then
+        perform note_failure(j.batch_id);
+    end if;
     select case when j.options ? 'dead_letter' then j.options ->> 'dead_letter' else q.dead_letter end into target
     from queue q where q.name = j.queue;
     if target is null or target = j.queue then
@@ -114,7 +128,12 @@ begin
     insert into job (queue, job_type, tenant, payload, priority, subject, display_name, created_by, metadata, group_key, tier, pausable,
         dead_letter_of, ready_seq, expires_at, settle_flags)
     values (target, j.job_type, j.tenant, j.payload, j.priority, j.subject, j.display_name, j.created_by, j.metadata, j.group_key, j.tier,
-        j.pausable, j.id, next_ready(), now() + dead.expires_in, case when dead.keep_completed = interval '0' then 1 else 0 end);
+        j.pausable, j.id, next_ready(), now() + dead.expires_in,
+        case when dead.keep_completed = interval '0' then 1 else 0 end | case when dead.limited then 256 else 0 end)
+    returning job.id into copy;
+    if dead.limited then
+        perform join_line(array[copy]);
+    end if;
     perform wake_many(array[target]);
 end
 $$;
@@ -186,6 +205,13 @@ begin
     if retried and not lost then
         due := now() + coalesce(_retry_in, retry_delay_of(_job.options, q, _job.retry_count + 1));
     end if;
+    -- a stately queue has one job that waits for a retry; who finds another there is not retried
+    if _job.options ? 'hold_retry' and to_status in ('pending', 'paused')
+        and exists (select from job j where j.queue = _job.queue and j.held_key = retry_key(_job) and j.id <> _job.id)
+    then
+        retried := false;
+        to_status := 'failed';
+    end if;
     perform end_attempt(_job, _outcome, to_status, due, error,
         case when retried then _job.retry_count + 1 else _job.retry_count end,
         case when lost then _job.lost_count + 1 else 0 end, lost, null,
@@ -244,6 +270,8 @@ as $$
 declare
     f jsonb;
 begin
+    -- all that could end with them, before any of it is changed: the loop must not come to a job after the children of another
+    perform lock_below(array(select (e ->> 'id')::uuid from jsonb_array_elements(_failures) e));
     for f in select e from jsonb_array_elements(_failures) e order by e ->> 'id' loop
         id := (f ->> 'id')::uuid;
         status := fail_one(id, (f ->> 'token')::uuid, f -> 'error', to_interval(f -> 'retry_in', 'retry_in'));

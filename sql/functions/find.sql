@@ -99,6 +99,8 @@ declare
     j jobqueue.job := _job;
     moved boolean := c ? 'run_at' or c ? 'delay';
     due boolean;
+    -- it keeps its place among those that wait to be admitted
+    in_line boolean := false;
 begin
     j.payload := case when c ? 'payload' then r.payload else j.payload end;
     j.subject := case when c ? 'subject' then r.subject else j.subject end;
@@ -117,14 +119,23 @@ begin
         due := case when moved then j.run_at <= now() else j.wait_until is null end;
         j.wait_until := case when not due then j.run_at end;
         -- with its old number a job of another priority could lie below the floors of busy workers
-        j.ready_seq := case when not due then null when _job.ready_seq is null or c ? 'priority' then next_ready() else _job.ready_seq end;
+        in_line := due and _job.inbox_seq is not null and (j.group_key, j.tier) is not distinct from (_job.group_key, _job.tier);
+        j.inbox_seq := case when in_line then _job.inbox_seq end;
+        j.ready_seq := case when not due or in_line then null when _job.ready_seq is null or c ? 'priority' then next_ready()
+            else _job.ready_seq end;
     end if;
     update job x
     set payload = j.payload, subject = j.subject, display_name = j.display_name, metadata = j.metadata, group_key = j.group_key, tier = j.tier,
         max_retries = j.max_retries, retry_budget = j.retry_budget, options = j.options, settle_flags = j.settle_flags, run_at = j.run_at,
-        expires_at = j.expires_at, wait_until = j.wait_until, ready_seq = j.ready_seq,
+        expires_at = j.expires_at, wait_until = j.wait_until, ready_seq = j.ready_seq, inbox_seq = j.inbox_seq,
         priority = case when c ? 'priority' then r.priority else x.priority end, version = x.version + 1, updated_at = now()
     where x.id = j.id;
+    if j.settle_flags & 256 <> 0 and not in_line then
+        perform leave_line(_job, j.status);
+        perform join_line(array[j.id]);
+    elsif c ? 'priority' then
+        perform change_rank(_job, r.priority);
+    end if;
 end
 $$;
 
@@ -254,7 +265,7 @@ as $$
         when (_action, _job.status) in (('cancel', 'cancelled'), ('pause', 'paused'), ('skip', 'skipped'), ('resume', 'pending'),
             ('resume', 'blocked')) then 'unchanged'
         when _action = _job.requested_action then 'unchanged'
-        when _action = 'run_now' and _job.ready_seq is not null then 'unchanged'
+        when _action = 'run_now' and _job.status = 'pending' and _job.wait_until is null then 'unchanged'
         when _action in ('retry', 'restart') and _job.status in ('pending', 'blocked') and _job.retry_count > 0 then 'unchanged'
         when not exists (select from action_list(_job) a where a.action = _action and a.allowed) then 'refused'
         when _job.status = 'processing' then 'asked'

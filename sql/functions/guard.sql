@@ -100,13 +100,30 @@ language plpgsql security definer
 set search_path = pg_catalog, jobqueue, pg_temp
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
 as $$
+declare
+    ids uuid[];
+    statuses text[];
 begin
+    -- the failed head of a key in strict order gives its key back
+    insert into admission_note (queue_number, seq, stage, line, slots)
+    select q.number, next_ready(), 1, policy_key(gone.tenant, gone.singleton_key), 1
+    from gone join queue q on q.name = gone.queue
+    where gone.status = 'failed' and gone.settle_flags & 8 <> 0;
     delete from attempt c using gone where c.job_id = gone.id and gone.attempt > 0;
     -- expired before it ever ran, and perhaps retried since
     delete from attempt c using gone where c.job_id = gone.id and gone.attempt = 0 and gone.error_class is not null;
     delete from stage c using gone where c.job_id = gone.id and (gone.total_stages is not null or gone.current_stage is not null);
     delete from checkpoint c using gone where c.job_id = gone.id and gone.attempt > 0;
     delete from done_key c using gone where c.job_id = gone.id and gone.attempt > 0;
+    select array_agg(gone.id), array_agg(gone.status) into ids, statuses from gone where gone.settle_flags & 514 <> 0;
+    if ids is not null then
+        perform leave_flows(ids, statuses);
+    end if;
+    -- a batch goes on counting them
+    select array_agg(gone.batch_id), array_agg(gone.status) into ids, statuses from gone where gone.batch_id is not null;
+    if ids is not null then
+        perform leave_batches(ids, statuses);
+    end if;
     return null;
 end
 $$;

@@ -12,6 +12,10 @@ as $$
 #variable_conflict use_column
 declare
     beat jsonb;
+    told uuid[] := '{}';
+    kept_ids uuid[];
+    asked_ids uuid[];
+    asked text[];
 begin
     if heartbeat.worker is null or jsonb_typeof(jobs) is distinct from 'array' then
         perform refuse('JQ400', 'INVALID_ARGUMENT', 'heartbeat needs the uuid of the worker and a JSON array of jobs.');
@@ -30,39 +34,57 @@ begin
     end if;
     insert into worker as w (id, name, running) values (heartbeat.worker, current_setting('application_name'), jsonb_array_length(jobs))
     on conflict (id) do update set heartbeat_at = now(), running = jsonb_array_length(jobs), stopped_at = null;
+    -- hash joins are off, so nothing but the jobs themselves is joined: 1,000 jobs joined with their list took 300 ms
+    with listed as materialized (
+        select (e ->> 'id')::uuid as id, (e ->> 'token')::uuid as token, coalesce((e ->> 'started')::boolean, true) as started,
+            e ?| array['pct', 'message', 'data'] as reports
+        from jsonb_array_elements(jobs) e),
+    locked as materialized (
+        select j.id, l.started, option_interval(j.options, 'lease', q.lease) as lease,
+            -- what was expected has passed, or nothing is expected yet; a report brings its own estimate
+            case when l.started and not l.reports and coalesce(j.estimated_completion < now(), true)
+                then late_estimate(j.job_type, j.started_at, j.estimated_completion) end as ends
+        from (select * from listed l order by l.id) l
+        join job j on j.id = l.id and j.claim_token = l.token and j.status = 'processing'
+        join queue q on q.name = j.queue
+        -- a row that somebody has locked must not keep the other leases back: it is extended by the next beat
+        for update of j skip locked),
+    kept as (
+        update job j
+        set lease_until = greatest(j.lease_until, now() + k.lease),
+            heartbeat_at = now(),
+            handler_started = j.handler_started or k.started,
+            life_at = case when k.started and not j.handler_started then now() else j.life_at end,
+            estimated_completion = coalesce(k.ends, j.estimated_completion),
+            version = case when k.ends is null then j.version else j.version + 1 end
+        from locked k
+        where j.id = k.id
+        returning j.id, j.requested_action)
+    select coalesce(array_agg(k.id), '{}'), array_agg(k.id) filter (where k.requested_action is not null),
+        array_agg(k.requested_action) filter (where k.requested_action is not null)
+    into kept_ids, asked_ids, asked
+    from kept k;
+    return query select * from unnest(asked_ids, asked);
     return query
-        with listed as materialized (
-            select (e ->> 'id')::uuid as id, (e ->> 'token')::uuid as token, coalesce((e ->> 'started')::boolean, true) as started
-            from jsonb_array_elements(jobs) e),
-        locked as materialized (
-            select j.id, j.claim_token, option_interval(j.options, 'lease', q.lease) as lease
-            from (select * from listed l order by l.id) l
-            join job j on j.id = l.id and j.claim_token = l.token and j.status = 'processing'
-            join queue q on q.name = j.queue
-            -- a row that somebody has locked must not keep the other leases back: it is extended by the next beat
-            for update of j skip locked),
-        kept as (
-            update job j
-            set lease_until = greatest(j.lease_until, now() + k.lease),
-                heartbeat_at = now(),
-                handler_started = j.handler_started or l.started,
-                life_at = case when l.started and not j.handler_started then now() else j.life_at end
-            from locked k join listed l on l.id = k.id and l.token = k.claim_token
-            where j.id = k.id
-            returning j.id, j.claim_token, j.requested_action)
         select l.id, case when j.id is null then 'lost' else j.requested_action end
-        from listed l
-        left join kept k on k.id = l.id and k.claim_token = l.token
+        from (select (e ->> 'id')::uuid as id, (e ->> 'token')::uuid as token from jsonb_array_elements(jobs) e) l
         left join job j on j.id = l.id and j.claim_token = l.token and j.status = 'processing'
-        where j.id is null or j.requested_action is not null;
+        where l.id <> all (kept_ids) and (j.id is null or j.requested_action is not null);
     for beat in
         select e from jsonb_array_elements(jobs) e
         where e ?| array['pct', 'message', 'data'] order by e ->> 'id'
     loop
-        perform store_progress((beat ->> 'id')::uuid, (beat ->> 'token')::uuid,
+        if store_progress((beat ->> 'id')::uuid, (beat ->> 'token')::uuid,
             case when beat ->> 'pct' is not null then least(greatest((beat ->> 'pct')::numeric, 0), 100)::int end, beat ->> 'message',
-            nullif(beat -> 'data', 'null'));
+            nullif(beat -> 'data', 'null')) = 'changed'
+        then
+            told := told || (beat ->> 'id')::uuid;
+        end if;
     end loop;
+    -- one look at the listeners and one notification for up to 120 jobs
+    if told <> '{}' then
+        perform publish_changes(told);
+    end if;
     return query
         select null::uuid, 'drain'::text from worker w where w.id = heartbeat.worker and w.drain_requested_at is not null;
 end

@@ -13,6 +13,8 @@ as $$
         ('look', 'select * from jobqueue.attempts where job_id = id', 'its attempts and their errors'),
         ('look', 'select * from jobqueue.actions_taken order by id desc limit 20', 'who did what, when and why'),
         ('look', 'select * from jobqueue.workers', 'the processes that run jobs'),
+        ('look', 'select * from jobqueue.parents(id), jobqueue.children(id), jobqueue.flow_status(id)', 'jobs that wait for each other'),
+        ('look', 'select * from jobqueue.batch_status(id)', 'how far a batch is'),
         ('look', 'select * from jobqueue.find_jobs(queue, filter, max_jobs, after)', 'the jobs of a queue, page by page'),
         ('act', 'select jobqueue.retry(id, reason)', 'run a failed job again; restart: retry(id, reason, true)'),
         ('act', 'select jobqueue.cancel(id, reason)', 'stop a job; at once: cancel(id, reason, true)'),
@@ -22,6 +24,7 @@ as $$
         ('act', 'select jobqueue.prioritize(id, priority, reason)', 'higher runs first'),
         ('act', 'select * from jobqueue.bulk(action, filter, reason, dry_run => true)', 'one action on many jobs; look first'),
         ('queues', 'select * from jobqueue.queues', 'the queues and their options'),
+        ('queues', 'select * from jobqueue.queue_stats(queue, since, until, bucket)', 'throughput, times and backlog, minute by minute'),
         ('queues', 'select jobqueue.create_queue(name, options), jobqueue.update_queue(name, options)', 'make or change a queue'),
         ('queues', 'select jobqueue.pause_queue(name, reason), jobqueue.resume_queue(name, reason)', 'also pause_job_type, pause_tenant'),
         ('queues', 'select * from jobqueue.purge_queue(name, reason)', 'cancel what waits, delete what ended'),
@@ -41,6 +44,9 @@ as $$
     union all select * from check_leases()
     union all select * from check_maintenance()
     union all select * from check_backlog()
+    union all select * from check_slow_jobs()
+    union all select * from check_slow_handlers()
+    union all select * from check_statements()
     union all select * from check_pauses()
 $$;
 

@@ -5,7 +5,9 @@
 -- hold_of: what a new job holds, by its options and the policy of its queue.
 --   short: one job that has not started (per singleton key; without one, per queue)
 --   exclusive: one job that has not ended
---   singleton_key in a queue without policy: one job of that key that has not ended
+--   stately: one job that has not started, and one that waits for a retry; one at a time runs (admission.sql)
+--   singleton_key in a queue without policy: one job of that key that has not ended. Where keys are lines of their own (policies singleton
+--   and key_strict_fifo, key_concurrency, a rate per key) it is a line and holds nothing.
 --   throttle_seconds, debounce_seconds: one job per slot of so many seconds; slot_until: window (until the slot is over, default) or
 --   ended (until the job has ended)
 create or replace function jobqueue.hold_of(_job jobqueue.job, _queue jobqueue.queue, _options jsonb)
@@ -30,16 +32,57 @@ begin
     if slot is not null then
         r.held_key := slot_key(r.tenant, r.singleton_key, slot, now());
         r.hold_mask := case until_when when 'ended' then 15 else 191 end;
-    elsif _queue.policy = 'short' then
+    elsif _queue.policy in ('short', 'stately') then
         r.held_key := policy_key(r.tenant, r.singleton_key);
         r.hold_mask := 11;
-        r.options := coalesce(r.options, '{}') || jsonb_build_object('hold', r.held_key, 'hold_once', true);
-    elsif _queue.policy = 'exclusive' or (_queue.policy = 'standard' and r.singleton_key is not null) then
+        r.options := coalesce(r.options, '{}') || jsonb_build_object('hold', r.held_key, 'hold_once', true)
+            || case when _queue.policy = 'stately' then '{"hold_retry": true}' else '{}' end::jsonb;
+    elsif _queue.policy = 'exclusive' or (_queue.policy = 'standard' and r.singleton_key is not null
+        and _queue.key_concurrency is null and _queue.rate_limit ->> 'per' is distinct from 'key')
+    then
         r.held_key := policy_key(r.tenant, r.singleton_key);
         r.hold_mask := 15;
         r.options := coalesce(r.options, '{}') || jsonb_build_object('hold', r.held_key);
     end if;
     return r;
+end
+$$;
+
+-- held_name: a key under the name of its present generation. A key that is taken again and again would make every insert walk the index
+-- entries of all its former holders while an old snapshot is open (10,000 buffers after 10,000 uses); a generation ends after some 64 uses.
+create or replace function jobqueue.held_name(_queue text, _key text)
+returns text
+language sql volatile
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+    select coalesce((select _key || '#' || g.generation from key_generation g
+        where g.queue = _queue and g.key = _key and g.generation > 0), _key)
+$$;
+
+-- store_held: insert a job that holds a key. Returns whether it was stored; null: the key has a new generation meanwhile, try again.
+-- Who begins a generation has inserted under the old name first, so everybody who inserts under the old name waits for that one, looks at
+-- the name once more and finds the new one.
+create or replace function jobqueue.store_held(_job jobqueue.job)
+returns boolean
+language plpgsql
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+declare
+    key text := _job.options ->> 'hold';
+begin
+    insert into job select _job.* on conflict do nothing;
+    if not found then
+        return false;
+    elsif held_name(_job.queue, key) <> _job.held_key then
+        raise exception using errcode = 'JQ999', message = 'a new generation of the key';
+    elsif random() < 1 / 64.0 then
+        insert into key_generation as g (queue, key) values (_job.queue, key)
+        on conflict on constraint key_generation_pkey do update set generation = g.generation + 1, used_at = now();
+        update job j set held_key = held_name(_job.queue, key) where j.id = _job.id;
+    end if;
+    return true;
+exception when sqlstate 'JQ999' then
+    return null;
 end
 $$;
 
@@ -77,11 +120,13 @@ language plpgsql
 set search_path = pg_catalog, jobqueue, pg_temp
 as $$
 declare
-    key text := _job.options ->> 'hold';
+    key text := held_name(_job.queue, _job.options ->> 'hold');
     holder jobqueue.job;
 begin
-    if key is null or (_job.options ? 'hold_once' and _job.retry_count > 0) then
+    if key is null or (_job.options ? 'hold_once' and _job.retry_count > 0 and not _job.options ? 'hold_retry') then
         return null;
+    elsif _job.options ? 'hold_retry' and _job.retry_count > 0 then
+        key := retry_key(_job);
     end if;
     select * into holder from job j where j.queue = _job.queue and j.held_key = key and j.id <> _job.id;
     if found then
@@ -92,6 +137,15 @@ begin
     end if;
     return key;
 end
+$$;
+
+-- retry_key: what a job of a stately queue holds while it waits for a retry.
+create or replace function jobqueue.retry_key(_job jobqueue.job)
+returns text
+language sql immutable
+set search_path = pg_catalog, pg_temp
+as $$
+    select 'retry:' || (_job.options ->> 'hold')
 $$;
 
 -- holder_of: who stands in the place of a job that could not be stored; a holder of another tenant is told without its id.

@@ -55,7 +55,8 @@ $$;
 
 -- http_job_body: the job as JSON text, as the caller may see it. Null if there is none.
 --   fields   the keys wanted; null: all
---   include  'stages', 'attempts': their rows as well
+--   include  'stages', 'attempts': their rows as well; 'brief': without values over 16 kB, whose names stand in "omitted" (for lists
+--            and streams, where 200 jobs of 16 MB would be gigabytes)
 --   traces   whether attempts come with their stack traces
 create or replace function jobqueue.http_job_body(_id uuid, _fields text[], _include text[], _traces boolean)
 returns text
@@ -63,8 +64,16 @@ language plpgsql
 as $$
 declare
     body text;
+    omitted text[];
 begin
-    if _fields is null then
+    if 'brief' = any (_include) then
+        select array_agg(x.name) into omitted
+        from jobqueue.job j
+        cross join lateral (values ('payload', pg_column_size(j.payload)), ('result', pg_column_size(j.result)),
+            ('stats', pg_column_size(j.stats)), ('metadata', pg_column_size(j.metadata))) x (name, bytes)
+        where j.id = _id and x.bytes > 16384 and (_fields is null or x.name = any (_fields));
+    end if;
+    if _fields is null and omitted is null then
         select row_to_json(r)::text into body
         from (
             select v.*,
@@ -79,9 +88,7 @@ begin
                 from jobqueue.actions(v.id) x) a
             where v.id = _id) r;
     else
-        select coalesce(jsonb_object_agg(e.key, e.value) filter (where e.key = any (_fields)), '{}')
-        into body
-        from jsonb_each(jobqueue.http_job_body(_id, null, null, false)::jsonb) e;
+        body := jobqueue.http_some(_id, _fields, omitted);
     end if;
     if 'stages' = any (_include) then
         body := jobqueue.http_with(body, 'stages', (
@@ -89,15 +96,60 @@ begin
             from (select t.* from jobqueue.stages t where t.job_id = _id) s));
     end if;
     if 'attempts' = any (_include) then
-        body := jobqueue.http_with(body, 'attempts', (
-            select json_agg(row_to_json(s) order by s.attempt)
-            from (
-                select t.job_id, t.attempt, t.tenant, t.outcome, t.worker_id, t.started_at, t.ended_at, t.error_class, t.error_code,
-                    t.error_message, case when _traces then t.error_detail end as error_detail, t.next_run_at
-                from jobqueue.attempts t where t.job_id = _id) s));
+        body := jobqueue.http_with(body, 'attempts', jobqueue.http_attempts(_id, _traces));
     end if;
     return body;
 end
+$$;
+
+-- http_some: some keys of a job as JSON text; only what is wanted is read. Null if there is no such job.
+--   fields   the keys wanted, in this order; null: all. omitted: keys left out, and named in "omitted"
+create or replace function jobqueue.http_some(_id uuid, _fields text[], _omitted text[])
+returns text
+language plpgsql
+as $$
+declare
+    keys text[] := coalesce(_fields, jobqueue.http_fields());
+    said text;
+    body text;
+begin
+    select string_agg(case k
+            when 'done' then 'v.status in (''completed'', ''failed'', ''cancelled'', ''skipped'') as done'
+            when 'allowed_actions' then '(select coalesce(jsonb_agg(x.action) filter (where x.allowed), ''[]'')
+                from jobqueue.actions(v.id) x) as allowed_actions'
+            when 'refused_actions' then '(select coalesce(jsonb_object_agg(x.action, x.reason) filter (where not x.allowed), ''{}'')
+                from jobqueue.actions(v.id) x) as refused_actions'
+            when 'queue_position' then 'case when v.status = ''pending'' then jobqueue.http_queue_position(v.id) end as queue_position'
+            else format('v.%I', k) end, ', ' order by n)
+    into said
+    from (select k, min(n) as n from unnest(keys) with ordinality x (k, n) group by k) wanted
+    where k <> 'links' and (_omitted is null or k <> all (_omitted));
+    said := concat_ws(', ', said, case when _omitted is not null then format('%L::text[] as omitted', _omitted) end);
+    execute format('select row_to_json(r)::text from (select %s from jobqueue.jobs v where v.id = $1) r', said) into body using _id;
+    return body;
+end
+$$;
+
+-- http_fields: the keys of a job: the columns of the view jobqueue.jobs, and what the API adds.
+create or replace function jobqueue.http_fields()
+returns text[]
+language sql stable
+as $$
+    select array_agg(a.attname::text order by a.attnum) || array['done', 'allowed_actions', 'refused_actions', 'queue_position']
+    from pg_catalog.pg_attribute a
+    where a.attrelid = 'jobqueue.jobs'::pg_catalog.regclass and a.attnum > 0
+$$;
+
+-- http_attempts: the attempts of a job as a JSON list, the first one first; null if there is none.
+create or replace function jobqueue.http_attempts(_id uuid, _traces boolean)
+returns json
+language sql stable
+as $$
+    select json_agg(row_to_json(s) order by s.attempt)
+    from (
+        select t.job_id, t.attempt, t.tenant, t.outcome, t.worker_id, t.started_at, t.ended_at, t.error_class, t.error_code,
+            t.error_message, case when _traces then t.error_detail end as error_detail, t.next_run_at
+        from jobqueue.attempts t where t.job_id = _id) s
 $$;
 
 -- http_with: a JSON object, as text, with one list more.
@@ -176,7 +228,7 @@ begin
             'Create it with jobqueue.create_queue, or allow this API to (JOBQUEUE_API_CREATE_QUEUES).', jsonb_build_object('queue', name_given));
     end if;
     select s.id, s.created, s.reason into id, created, reason
-    from send(name_given, coalesce(_job -> 'payload', '{}'), _job - 'queue' - 'payload' || _fixed) s;
+    from send(name_given, coalesce(_job -> 'payload', '{}'), coalesce(_fixed -> 'defaults', '{}') || (_job - 'queue' - 'payload') || (_fixed - 'defaults')) s;
 end
 $$;
 
@@ -250,7 +302,7 @@ $$;
 
 -- http_send: POST /jobs as one call.
 --   body           what http_send_one takes, or {"jobs": [such elements]}: all or none, and errors name the element
---   fixed          options that hold for all of them and win over the elements' own
+--   fixed          options that hold for all of them and win over the elements' own; its "defaults" hold for elements without
 --   create_queues  whether unknown queues are made
 --   owner, key, fingerprint   the idempotency key, if any
 -- Returns per element, in order: replayed, created, reason and the columns of http_job_state. id is null if another tenant's job

@@ -12,6 +12,9 @@ as $$
 declare
     queues text[];
     ids uuid[];
+    limited uuid[];
+    limited_queues text[];
+    refilled timestamptz;
 begin
     with due as materialized (
         select j.ctid as t
@@ -24,12 +27,29 @@ begin
         update job j
         set wait_until = null, ready_seq = next_ready(), version = j.version + 1, updated_at = now(), status_reason = null
         from due where j.ctid = due.t
-        returning j.id, j.queue)
-    select count(*), array_agg(distinct m.queue), array_agg(m.id) into promoted, queues, ids from moved m;
+        returning j.id, j.queue, j.settle_flags)
+    select count(*), array_agg(distinct m.queue), array_agg(m.id), array_agg(m.id) filter (where m.settle_flags & 256 <> 0)
+    into promoted, queues, ids, limited
+    from moved m;
+    if limited is not null then
+        perform join_line(limited);
+    end if;
     select min(x.wait_until) into next_due
     from (select j.wait_until from job j
         where j.wait_until is not null and j.wait_until >= greatest(coalesce(_since, '-infinity'), now() - interval '1 min')
         order by j.wait_until limit 1) x;
+    -- a token that comes back may let a job start
+    select array_agg(q.name) into limited_queues
+    from queue q
+    where q.rate_limit is not null and exists (select from admission_note n
+        where n.queue_number = q.number and n.due <= now() and n.due > now() - interval '10 s');
+    select min(x.due) into refilled
+    from queue q cross join lateral (select n.due from admission_note n where n.queue_number = q.number and n.due > now() order by n.due limit 1) x
+    where q.rate_limit is not null;
+    next_due := least(next_due, refilled);
+    if limited_queues is not null then
+        perform wake_many(limited_queues);
+    end if;
     if promoted > 0 then
         perform wake_many(queues);
         perform publish_changes(ids);
@@ -131,6 +151,10 @@ begin
         insert into attempt (job_id, attempt, tenant, outcome, error_class, error_code, error_message)
         values (j.id, j.attempt, j.tenant, 'expired', 'permanent', 'EXPIRED', error ->> 'message')
         on conflict do nothing;
+        insert into statistics_note (queue, failed) values (j.queue, 1);
+        if j.settle_flags & 256 <> 0 then
+            perform leave_line(j, 'failed');
+        end if;
         perform after_failure(j.id, error);
         perform after_end(array[j.id]);
         perform publish_changes(array[j.id]);
@@ -163,22 +187,15 @@ begin
                 then option_interval(j.options, 'keep_completed', q.keep_completed)
                 else option_interval(j.options, 'keep_ended', q.keep_ended) end
             and not (j.settle_flags & 2 <> 0 and has_waiting_children(j.id))
+            and not (j.settle_flags & 8 <> 0 and has_followers(j))
         for update of j skip locked)
     delete from job j using old where j.ctid = old.t;
     get diagnostics removed = row_count;
+    perform count_standing(ids, _from = '00000000-0000-0000-0000-000000000000', coalesce(cardinality(ids), 0) < _max);
     if coalesce(cardinality(ids), 0) < _max then
         next_from := null;
     end if;
 end
-$$;
-
--- has_waiting_children: whether jobs still wait for this one; it is not deleted before.
-create or replace function jobqueue.has_waiting_children(_id uuid)
-returns boolean
-language sql stable
-set search_path = pg_catalog, pg_temp
-as $$
-    select false
 $$;
 
 -- housekeeping: what listeners, stopped workers, old keys and old stages left behind.
@@ -197,6 +214,11 @@ begin
     get diagnostics n = row_count; total := total + n;
     delete from idempotency_key where created_at < now() - interval '24 hours';
     get diagnostics n = row_count; total := total + n;
+    delete from stream_ticket where expires_at < now();
+    get diagnostics n = row_count; total := total + n;
+    delete from quota_use where window_ends < now() - interval '1 day';
+    get diagnostics n = row_count; total := total + n;
+    total := total + remove_old_batches();
     return total;
 end
 $$;
@@ -244,8 +266,40 @@ begin
                     if place is not null then
                         next_due := now() + interval '1 s';
                     end if;
+                when 'batches' then
+                    done := tend_batches(500);
+                when 'admission' then
+                    done := tend_admission();
+                when 'fold_statistics' then
+                    select f.folded, f.state into done, new_state from fold_statistics(m.state, 500) f;
+                    if done = 500 then
+                        next_due := now() + interval '100 ms';
+                    end if;
+                when 'sample_statistics' then
+                    select f.sampled, f.state into done, new_state from sample_statistics(m.state) f;
+                    next_due := greatest(date_trunc('minute', now()) + interval '1 min', now() + interval '10 s');
+                when 'keep_statistics' then
+                    done := keep_statistics();
                 when 'housekeeping' then
                     done := housekeeping();
+                when 'estimates' then
+                    perform sample_runs(coalesce(m.last_at, now() - interval '1 min'));
+                    select l.learned, l.next_from into done, place from learn_estimates((m.state ->> 'from')::uuid, 5000) l;
+                    new_state := jsonb_build_object('from', place);
+                    if place is not null then
+                        next_due := now() + interval '100 ms';
+                    end if;
+                when 'stage_history' then
+                    select r.removed, r.next_from into done, place from remove_stage_history((m.state ->> 'from')::uuid, 5000) r;
+                    new_state := jsonb_build_object('from', place);
+                    if place is not null then
+                        next_due := now() + interval '1 s';
+                    end if;
+                when 'bulk' then
+                    done := run_bulk(_worker);
+                    if done > 0 then
+                        next_due := now() + interval '100 ms';
+                    end if;
                 when 'schedules' then
                     select r.sent, least(r.next_due, now() + m.every) into done, next_due from run_schedules(500) r;
                 else

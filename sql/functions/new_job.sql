@@ -9,7 +9,7 @@ as $$
     select array['job_type', 'priority', 'run_at', 'delay', 'singleton_key', 'throttle_seconds', 'debounce_seconds', 'slot_until',
         'merge_payload', 'group', 'tier', 'tenant', 'subject', 'display_name', 'metadata', 'created_by', 'max_retries', 'retry_delay',
         'retry_backoff', 'retry_delay_max', 'timeout', 'max_runtime', 'lease', 'expires_in', 'keep_completed', 'keep_ended',
-        'dead_letter', 'stages', 'id']
+        'dead_letter', 'stages', 'id', 'depends_on', 'on_failure', 'batch']
 $$;
 
 -- kept_options: those that stay with the job until they are used, durations in seconds.
@@ -185,7 +185,13 @@ begin
     r.resume_count := 0;
     r.unfinished_parents := 0;
     r.settle_flags := case when option_interval(r.options, 'keep_completed', _queue.keep_completed) = interval '0' then 1 else 0 end
-        | case when option_interval(r.options, 'keep_ended', _queue.keep_ended) = interval '0' then 16 else 0 end;
+        | case when option_interval(r.options, 'keep_ended', _queue.keep_ended) = interval '0' then 16 else 0 end
+        | case when _queue.limited then 256 else 0 end;
+    if _queue.policy = 'key_strict_fifo' and r.singleton_key is null then
+        perform refuse('JQ400', 'INVALID_ARGUMENT', format('Every job of the queue "%s" needs a singleton_key.', _queue.name),
+            'Its policy is key_strict_fifo: jobs of one key run strictly one after the other.', '{"option": "singleton_key"}');
+    end if;
+    r.batch_id := case when o ? 'batch' then batch_for_send(o -> 'batch', r.tenant) end;
     r := hold_of(r, _queue, o);
     if coalesce(o -> 'stages', t.stages) is not null then
         select count(*) into r.total_stages from stage_list(coalesce(o -> 'stages', t.stages));

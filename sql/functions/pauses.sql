@@ -88,6 +88,7 @@ begin
     set paused_at = now(), pause_reason = btrim(pause_job_type.reason), paused_by = who_acts()
     where t.name = kind and t.paused_at is null;
     if found then
+        perform take_back_ready(null, kind);
         perform note_action('pause_job_type', null, null, kind, null, null, pause_job_type.reason);
     end if;
 end
@@ -109,6 +110,7 @@ begin
     if t.paused_at is not null then
         update job_type x set paused_at = null, pause_reason = null, paused_by = null where x.name = t.name;
         perform note_action('resume_job_type', null, null, t.name, null, null, resume_job_type.reason);
+        perform look_again();
         -- its jobs may wait in any queue
         perform wake_many(array(select q.name from queue q));
     end if;
@@ -131,6 +133,7 @@ begin
     values (whose, btrim(pause_tenant.reason), who_acts())
     on conflict (tenant) do nothing;
     if found then
+        perform take_back_ready(whose, null);
         perform note_action('pause_tenant', null, whose, whose, null, null, pause_tenant.reason);
     end if;
 end
@@ -149,6 +152,7 @@ begin
     delete from tenant_pause p where p.tenant = resume_tenant.name;
     if found then
         perform note_action('resume_tenant', null, resume_tenant.name, resume_tenant.name, null, null, resume_tenant.reason);
+        perform look_again();
         perform wake_many(array(select q.name from queue q));
     end if;
 end

@@ -1,67 +1,124 @@
 -- What a handler says while it runs. Each of these is a sign of life (see timeout), names the claim token, and answers with what is
--- asked of the job: cancel, pause or null.
+-- asked of the job: cancel, pause or null. Stages: stages.sql; estimates: estimates.sql.
 
--- store_progress: progress of a claim; false if the claim is lost. The sign of life is always written; version and listeners hear of it only
--- if something changed that a poller can see. Errors: JQ400, JQ413.
+-- store_progress: progress of a claim. The sign of life is always written; version hears of it only if something changed that a poller can
+-- see, and so does the estimate of the end, if the counts did. Listeners are told by the caller, once for all of its jobs.
+-- Returns changed, same, or null if the claim is lost. Errors: JQ400, JQ413.
 create or replace function jobqueue.store_progress(_id uuid, _token uuid, _pct int, _message text, _data jsonb)
-returns boolean
+returns text
 language plpgsql
 set search_path = pg_catalog, jobqueue, pg_temp
 as $$
 declare
+    j jobqueue.job;
+    n jobqueue.job;
     done bigint := to_bigint(_data -> 'done', 'done');
     total bigint := to_bigint(_data -> 'total', 'total');
     ends timestamptz := to_time(_data -> 'estimated_completion', 'estimated_completion');
     rest jsonb := nullif(_data - array['done', 'total', 'substage', 'estimated_completion'], '{}');
-    -- least and greatest pass over null
-    pct int := case when _pct is not null then least(greatest(_pct, 0), 100) end;
-    message text := clean_text(_message, 2000);
-    changed boolean;
 begin
-    update job j
-    set life_at = now(),
-        version = j.version + n.differs::int,
-        updated_at = case when n.differs then now() else j.updated_at end,
-        progress_pct = n.pct_now,
-        progress_message = n.message_now,
-        progress_done = n.done_now,
-        progress_total = n.total_now,
-        substage = n.substage_now,
-        estimated_completion = n.ends_now,
-        metadata = n.metadata_now
-    from (
-        select k.id, x.*,
-            (x.pct_now, x.message_now, x.done_now, x.total_now, x.substage_now, x.ends_now, x.metadata_now) is distinct from
-            (k.progress_pct::int, k.progress_message, k.progress_done, k.progress_total, k.substage, k.estimated_completion, k.metadata)
-                as differs
-        from job k
-        cross join lateral (
-            select coalesce(pct, k.progress_pct) as pct_now,
-                coalesce(message, k.progress_message) as message_now,
-                coalesce(done, k.progress_done) as done_now,
-                coalesce(total, k.progress_total) as total_now,
-                case when _data ? 'substage' then clean_text(_data ->> 'substage', 500) else k.substage end as substage_now,
-                case when _data ? 'estimated_completion' then ends else k.estimated_completion end as ends_now,
-                case when rest is null then k.metadata else coalesce(k.metadata, '{}') || rest end as metadata_now) x
-        where k.id = _id and k.claim_token = _token and k.status = 'processing'
-        for update of k) n
-    where j.id = _id and n.id = j.id
-    returning n.differs into changed;
+    select * into j from job x where x.id = _id and x.claim_token = _token and x.status = 'processing' for update;
     if not found then
-        return false;
+        return null;
     end if;
-    if rest is not null and changed then
-        perform refuse_large((select j.metadata from job j where j.id = _id), 'metadata', 1048576);
+    n := j;
+    n.progress_message := coalesce(clean_text(_message, 2000), j.progress_message);
+    n.progress_done := coalesce(done, j.progress_done);
+    n.progress_total := coalesce(total, j.progress_total);
+    -- least and greatest pass over null
+    n.progress_pct := case
+        when _pct is not null then least(greatest(_pct, 0), 100)
+        when done is not null or total is not null then counted_pct(n)
+        else j.progress_pct end;
+    if _data ? 'substage' then
+        n.substage := clean_text(_data ->> 'substage', 500);
     end if;
-    if changed then
-        perform publish_changes(array[_id]);
+    if rest is not null then
+        n.metadata := coalesce(j.metadata, '{}') || rest;
+        if n.metadata is distinct from j.metadata then
+            perform refuse_large(n.metadata, 'metadata', 1048576);
+        end if;
     end if;
-    return true;
+    if _data ? 'estimated_completion' then
+        n.estimated_completion := ends;
+    elsif (n.progress_done, n.progress_total, n.progress_pct) is distinct from (j.progress_done, j.progress_total, j.progress_pct)
+        -- the first report of a job that waits for its history
+        or j.estimated_completion is null
+    then
+        n.estimated_completion := counted_estimate(j, n);
+    end if;
+    if n is not distinct from j then
+        update job x set life_at = now() where x.id = _id;
+        return 'same';
+    end if;
+    update job x
+    set life_at = now(),
+        version = x.version + 1,
+        updated_at = now(),
+        progress_pct = n.progress_pct,
+        progress_message = n.progress_message,
+        progress_done = n.progress_done,
+        progress_total = n.progress_total,
+        substage = n.substage,
+        estimated_completion = n.estimated_completion,
+        metadata = n.metadata
+    where x.id = _id;
+    return 'changed';
+end
+$$;
+
+-- counted_pct: the percentage that follows from done and total. While a stage runs of a job whose number of stages is known, it is that
+-- stage's share in the whole, by weight. It falls neither within stages nor below what an earlier attempt has shown.
+create or replace function jobqueue.counted_pct(_job jobqueue.job)
+returns int
+language plpgsql stable
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+declare
+    fraction double precision;
+    here double precision;
+    behind double precision;
+    weights double precision;
+    pct int;
+begin
+    if _job.progress_done is null or coalesce(_job.progress_total, 0) = 0 then
+        return _job.progress_pct;
+    end if;
+    if _job.total_stages is not null and _job.current_stage is not null then
+        select max(s.weight) filter (where s.name = _job.current_stage and s.status = 'in_progress'),
+            coalesce(sum(s.weight) filter (where s.status in ('completed', 'skipped')), 0),
+            sum(s.weight) + greatest(0, _job.total_stages - count(*))
+        into here, behind, weights
+        from stage s
+        where s.job_id = _job.id;
+    end if;
+    if here is null then
+        pct := least(100, floor(100 * _job.progress_done::numeric / _job.progress_total));
+        return case when _job.attempt > 1 then greatest(_job.progress_pct, pct) else pct end;
+    end if;
+    fraction := least(1, _job.progress_done::double precision / _job.progress_total);
+    return greatest(_job.progress_pct, least(99, floor(100 * (behind + here * fraction) / weights)::int));
+end
+$$;
+
+-- counted_estimate: when a job is expected to end, after a report that changed it from _before to _now.
+create or replace function jobqueue.counted_estimate(_before jobqueue.job, _now jobqueue.job)
+returns timestamptz
+language plpgsql
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+begin
+    if _now.progress_done is not null and _now.progress_total is not null then
+        perform begin_count(_now, coalesce(_now.current_stage, ''), _now.progress_done, _before.progress_done);
+    elsif _now.current_stage is null and _now.progress_pct > 0 then
+        perform begin_count(_now, '', _now.progress_pct, _before.progress_pct);
+    end if;
+    return next_estimate(_now);
 end
 $$;
 
 -- progress: how far the job is.
---   pct      0 to 100 (clamped), null: unchanged
+--   pct      0 to 100 (clamped); null: follows from done and total if they are given, within a stage by the stage's weight
 --   message  for people, at most 2,000 characters
 --   data     an object; done, total and substage fill columns, the rest is merged into metadata (at most 1 MB)
 -- Returns cancel, pause or null. Errors: JQ400, JQ404, JQ409 LEASE_LOST, JQ413.
@@ -70,77 +127,19 @@ returns text
 language plpgsql security definer
 set search_path = pg_catalog, jobqueue, pg_temp
 as $$
+declare
+    stored text;
 begin
     if coalesce(jsonb_typeof(progress.data), 'object') not in ('object', 'null') then
         perform refuse('JQ400', 'INVALID_ARGUMENT', 'data must be a JSON object.', 'Give something like {"done": 5, "total": 17}.');
     end if;
-    if not store_progress(progress.id, progress.token, progress.pct, progress.message, nullif(progress.data, 'null')) then
+    stored := store_progress(progress.id, progress.token, progress.pct, progress.message, nullif(progress.data, 'null'));
+    if stored is null then
         perform refuse_lost(progress.id);
+    elsif stored = 'changed' then
+        perform publish_changes(array[progress.id]);
     end if;
     return (select j.requested_action from job j where j.id = progress.id);
-end
-$$;
-
--- stage: a stage of the job begins or ends.
---   status  pending, in_progress, completed, failed, skipped
---   detail  of (how many stages there are), weight (share in the overall percentage, 1 unless told), error, metadata, output
--- The overall percentage follows from the weights of the stages. Errors: JQ400, JQ404, JQ409 LEASE_LOST.
-create or replace function jobqueue.stage(id uuid, token uuid, stage text, status text, detail jsonb default null)
-returns text
-language plpgsql security definer
-set search_path = pg_catalog, jobqueue, pg_temp
-as $$
-#variable_conflict use_column
-declare
-    j jobqueue.job := lock_claim(stage.id, stage.token);
-    d jsonb := coalesce(nullif(stage.detail, 'null'), '{}');
-    share double precision;
-begin
-    if nullif(stage.stage, '') is null or length(stage.stage) > 200 then
-        perform refuse('JQ400', 'INVALID_ARGUMENT', 'stage must be a name of 1 to 200 characters.');
-    elsif stage.status is null or stage.status not in ('pending', 'in_progress', 'completed', 'failed', 'skipped') then
-        perform refuse('JQ400', 'INVALID_ARGUMENT', format('There is no stage status "%s".', left(stage.status, 100)),
-            'Stages are pending, in_progress, completed, failed or skipped.');
-    end if;
-    perform refuse_unknown_option(d, array['of', 'weight', 'error', 'metadata', 'output'], 'stage');
-    if coalesce(jsonb_typeof(d -> 'metadata'), 'null') not in ('object', 'null') then
-        perform refuse('JQ400', 'INVALID_ARGUMENT', 'metadata must be a JSON object.', '', '{"option": "metadata"}');
-    end if;
-    perform refuse_large(d -> 'metadata', 'metadata', 1048576);
-    perform refuse_large(d -> 'output', 'checkpoint', 8388608);
-    share := to_weight(d -> 'weight', 'weight');
-    insert into stage as s (job_id, name, tenant, position, status, weight, attempt, started_at, completed_at, error, metadata, output)
-    values (j.id, stage.stage, j.tenant, (select count(*) + 1 from stage x where x.job_id = j.id), stage.status, coalesce(share, 1),
-        j.attempt, case when stage.status <> 'pending' then now() end,
-        case when stage.status in ('completed', 'failed', 'skipped') then now() end,
-        clean_text(d ->> 'error', 2000), nullif(d -> 'metadata', 'null'), d -> 'output')
-    on conflict (job_id, name) do update set
-        status = excluded.status,
-        weight = coalesce(share, s.weight),
-        attempt = j.attempt,
-        started_at = case excluded.status when 'pending' then null when 'in_progress' then now() else coalesce(s.started_at, now()) end,
-        completed_at = excluded.completed_at,
-        error = case when excluded.status = 'failed' then coalesce(excluded.error, s.error) else excluded.error end,
-        metadata = case when excluded.metadata is null then s.metadata else coalesce(s.metadata, '{}') || excluded.metadata end,
-        output = coalesce(excluded.output, s.output);
-    update job x
-    set life_at = now(),
-        updated_at = now(),
-        version = x.version + 1,
-        current_stage = case when stage.status = 'in_progress' then stage.stage else x.current_stage end,
-        substage = case when stage.status = 'in_progress' then null else x.substage end,
-        -- known only if it was said or declared; without it no percentage follows from stages
-        total_stages = case when t.known is not null then greatest(t.total, t.known) end,
-        completed_stages = t.done,
-        progress_pct = case when t.known is null then x.progress_pct else
-            greatest(x.progress_pct, least(99, floor(100 * t.done_weight / (t.weight + greatest(0, t.known - t.total)))::int)) end
-    from (select count(*)::int as total, count(*) filter (where s.status in ('completed', 'skipped'))::int as done,
-            coalesce(to_int(d -> 'of', 'of', 1, 1000), j.total_stages) as known,
-            sum(s.weight) as weight, coalesce(sum(s.weight) filter (where s.status in ('completed', 'skipped')), 0) as done_weight
-        from stage s where s.job_id = j.id) t
-    where x.id = j.id;
-    perform publish_changes(array[j.id]);
-    return j.requested_action;
 end
 $$;
 
@@ -244,14 +243,54 @@ begin
 end
 $$;
 
--- stage_output: what a stage of a claimed job kept in an earlier attempt; null if nothing.
-create or replace function jobqueue.stage_output(id uuid, token uuid, stage text)
-returns jsonb
-language sql stable security definer
+-- reject_checkpoint: the last checkpoint of a claimed job is damaged or missing (see last_checkpoint): begin afresh. Drops what the job
+-- kept (checkpoint, done keys, outputs of stages), as a restart does, and says so in the audit, in metadata and in the message.
+--   why  what is wrong with it, for people
+-- Returns the name of the checkpoint's stage, or null. Errors: JQ400, JQ404, JQ409 LEASE_LOST.
+create or replace function jobqueue.reject_checkpoint(id uuid, token uuid, why text)
+returns text
+language plpgsql security definer
 set search_path = pg_catalog, jobqueue, pg_temp
 as $$
-    select s.output
-    from job j
-    join stage s on s.job_id = j.id and s.name = stage_output.stage
-    where j.id = stage_output.id and j.claim_token = stage_output.token and j.status = 'processing'
+#variable_conflict use_column
+declare
+    j jobqueue.job := lock_claim(reject_checkpoint.id, reject_checkpoint.token);
+    c jobqueue.checkpoint;
+    reason text := rtrim(clean_text(btrim(reject_checkpoint.why), 500), '.');
+begin
+    perform check_reason(reason);
+    select * into c from checkpoint x where x.id = j.checkpoint_id;
+    perform forget_progress(j.id);
+    update job x
+    set checkpoint_id = null,
+        progress_pct = 0,
+        progress_done = null,
+        current_stage = null,
+        substage = null,
+        completed_stages = case when x.total_stages is not null then 0 end,
+        estimated_completion = null,
+        progress_message = format('The checkpoint%s cannot be used: %s. Starting afresh.', ' "' || c.stage || '"', reason),
+        metadata = coalesce(x.metadata, '{}') || jsonb_build_object('checkpoint_rejected', jsonb_build_object('stage', c.stage,
+            'reference', c.reference, 'reason', reason, 'attempt', x.attempt, 'at', now())),
+        life_at = now(),
+        updated_at = now(),
+        version = x.version + 1
+    where x.id = j.id;
+    perform note_action('reject_checkpoint', j.id, j.tenant, c.stage, j.status, j.status, reason || '; the job starts afresh',
+        jsonb_build_object('attempt', j.attempt, 'reference', c.reference, 'hash', c.hash));
+    perform publish_changes(array[j.id]);
+    return c.stage;
+end
+$$;
+
+-- forget_progress: what a job kept for its next attempt goes: done keys, outputs of stages, inline data of checkpoints.
+create or replace function jobqueue.forget_progress(_id uuid)
+returns void
+language sql
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+    delete from done_key d where d.job_id = _id;
+    update stage s set status = 'pending', started_at = null, completed_at = null, error = null, output = null where s.job_id = _id;
+    update checkpoint c set data = null where c.job_id = _id and c.data is not null;
+    delete from pace p where p.job_id = _id;
 $$;

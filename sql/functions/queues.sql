@@ -7,7 +7,8 @@ returns text[]
 language sql immutable parallel safe
 as $$
     select array['policy', 'max_retries', 'retry_delay', 'retry_backoff', 'retry_delay_max', 'timeout', 'max_runtime', 'lease',
-        'expires_in', 'keep_completed', 'keep_ended', 'dead_letter', 'warn_backlog']
+        'expires_in', 'keep_completed', 'keep_ended', 'dead_letter', 'warn_backlog', 'concurrency', 'group_concurrency', 'key_concurrency',
+        'rate_limit', 'ageing', 'fair_by']
 $$;
 
 -- check_shared: JQ403 for those who are bound to some tenants; what they ask for would touch the others. No tenant is called *.
@@ -78,9 +79,10 @@ begin
         perform refuse('JQ400', 'INVALID_ARGUMENT', format('%s cannot be null.', missing), '', jsonb_build_object('option', missing));
     end if;
     q.policy := coalesce(to_text(o -> 'policy', 'policy', 100), q.policy);
-    if q.policy not in ('standard', 'short', 'exclusive') then
+    if q.policy not in ('standard', 'short', 'singleton', 'stately', 'exclusive', 'key_strict_fifo') then
         perform refuse('JQ400', 'INVALID_ARGUMENT', format('There is no policy "%s".', q.policy),
-            'Policies are standard, short (one job that has not started, per key) and exclusive (one job that has not ended, per key).',
+            'Policies, each per key: standard, short (one that has not started), singleton (one that runs), stately (one of each), exclusive '
+            '(one that has not ended) and key_strict_fifo (one after the other).',
             '{"option": "policy"}');
     end if;
     q.max_retries := coalesce(to_int(o -> 'max_retries', 'max_retries', 0, 1000000), q.max_retries);
@@ -109,7 +111,7 @@ begin
                 '{"option": "dead_letter"}');
         end if;
     end if;
-    return q;
+    return queue_with_limits(q, o);
 end
 $$;
 
@@ -119,7 +121,7 @@ returns jsonb
 language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
-    select jsonb_object_agg(o.key, case when jsonb_typeof(o.value) = 'string' and o.key not in ('policy', 'dead_letter')
+    select jsonb_object_agg(o.key, case when jsonb_typeof(o.value) = 'string' and o.key not in ('policy', 'dead_letter', 'fair_by')
         then to_jsonb(extract(epoch from (o.value #>> '{}')::interval)::double precision) else o.value end)
     from jsonb_each(to_jsonb(_queue)) o
     where o.key = any (jobqueue.queue_options())
@@ -141,15 +143,17 @@ begin
     set policy = r.policy, max_retries = r.max_retries, retry_delay = r.retry_delay, retry_backoff = r.retry_backoff,
         retry_delay_max = r.retry_delay_max, timeout = r.timeout, max_runtime = r.max_runtime, lease = r.lease, expires_in = r.expires_in,
         keep_completed = r.keep_completed, keep_ended = r.keep_ended, dead_letter = r.dead_letter, warn_backlog = r.warn_backlog,
-        updated_at = now()
+        concurrency = r.concurrency, group_concurrency = r.group_concurrency, key_concurrency = r.key_concurrency, rate_limit = r.rate_limit,
+        ageing = r.ageing, fair_by = r.fair_by, updated_at = now()
     where q.name = r.name;
 end
 $$;
 
 -- create_queue: make a queue.
 --   name     1 to 200 letters, digits, and _ . / : -
---   options  see jobqueue.queue_options(): policy (standard, short, exclusive; standard), warn_backlog, and as defaults of its jobs
---            every retry and time option of send
+--   options  see jobqueue.queue_options(): policy (standard, short, singleton, stately, exclusive, key_strict_fifo), the limits concurrency,
+--            group_concurrency {"default", "tiers"}, key_concurrency, rate_limit {"limit", "period", "per"}, the order by fair_by or ageing,
+--            warn_backlog, and as defaults of its jobs every retry and time option of send
 -- A queue that is there already stays as it is: fine if it has the values that are named here (those not named are not compared).
 -- Returns whether it was made. Errors: JQ400, JQ409 CONFLICT if it has other values; DETAIL names them.
 create or replace function jobqueue.create_queue(name text, options jsonb default '{}')
@@ -205,7 +209,9 @@ begin
     perform check_shared('change a queue');
     perform pg_advisory_xact_lock(27251, 0);
     -- before the queue is locked: whoever pauses it would wait for that lock while this waits for the table
-    if exists (select from queue x where x.name = update_queue.name and x.policy <> update_queue.options ->> 'policy') then
+    if exists (select from queue x where x.name = update_queue.name and x.policy <> update_queue.options ->> 'policy')
+        or update_queue.options ?| array['concurrency', 'group_concurrency', 'key_concurrency', 'rate_limit', 'ageing', 'fair_by']
+    then
         perform keep_senders_out(update_queue.name);
     end if;
     q := lock_queue(update_queue.name);
@@ -218,6 +224,11 @@ begin
             'Wait until they have ended, or cancel them with jobqueue.purge_queue.', jsonb_build_object('queue', q.name));
     end if;
     perform store_queue(wanted);
+    if (wanted.policy, wanted.concurrency, wanted.group_concurrency, wanted.key_concurrency, wanted.rate_limit, wanted.ageing, wanted.fair_by)
+        is distinct from (q.policy, q.concurrency, q.group_concurrency, q.key_concurrency, q.rate_limit, q.ageing, q.fair_by)
+    then
+        perform readmit_queue(x) from queue x where x.name = q.name;
+    end if;
     if (wanted.expires_in, wanted.keep_completed, wanted.keep_ended) is distinct from (q.expires_in, q.keep_completed, q.keep_ended) then
         perform restamp_jobs(q, wanted);
     end if;
@@ -276,7 +287,7 @@ returns timestamptz
 language sql stable
 set search_path = pg_catalog, jobqueue, pg_temp
 as $$
-    select case when _job.status <> 'processing' and _job.attempt = 0 and _job.retry_count = 0
+    select case when _job.status not in ('processing', 'blocked') and _job.attempt = 0 and _job.retry_count = 0
             and (_job.expires_at is not null or _job.resume_count = 0)
             and not coalesce(_job.options ? 'expires_in', false)
             and not exists (select from job_type t where t.name = _job.job_type and t.options ? 'expires_in')
@@ -313,6 +324,10 @@ begin
             'Wait until they have ended, or cancel them with jobqueue.purge_queue.', jsonb_build_object('queue', q.name));
     end if;
     n := delete_ended(q.name, null);
+    delete from admission_slot s where s.queue_number = q.number;
+    delete from admission_note n where n.queue_number = q.number;
+    delete from admission a where a.queue_number = q.number;
+    delete from key_generation g where g.queue = q.name;
     delete from subscription s where s.queue = q.name;
     delete from queue x where x.name = q.name;
     perform note_action('delete_queue', null, null, q.name, null, null, 'no reason is asked for', jsonb_build_object('deleted', n));
@@ -341,6 +356,7 @@ begin
             where j.id = any (ids) and (_queue is null or j.queue = _queue) and (_tenant is null or j.tenant = _tenant)
                 and j.status in ('completed', 'failed', 'cancelled', 'skipped')
                 and not (j.settle_flags & 2 <> 0 and has_waiting_children(j.id))
+                and not (j.settle_flags & 8 <> 0 and has_followers(j))
             order by j.id
             for update)
         delete from job j using ended e where j.id = e.id;
@@ -375,6 +391,8 @@ begin
             order by k.id
             for update
         loop
+            -- ended with its parent a moment ago, as its edge asks
+            continue when j.status = 'blocked' and not exists (select from job k where k.id = j.id and k.status = 'blocked');
             perform change_job(j, 'purge', 'cancelled', _reason);
             n := n + 1;
         end loop;

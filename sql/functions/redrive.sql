@@ -180,7 +180,7 @@ as $$
     select jsonb_object_agg(o.key, o.value)
     from jsonb_each(jsonb_build_object('job_type', _copy.job_type, 'tenant', _copy.tenant, 'priority', _copy.priority,
         'subject', _copy.subject, 'display_name', _copy.display_name, 'created_by', _copy.created_by, 'metadata', _copy.metadata,
-        'group', _copy.group_key, 'tier', _copy.tier)) o
+        'singleton_key', _copy.singleton_key, 'group', _copy.group_key, 'tier', _copy.tier)) o
     where o.value <> 'null'
 $$;
 

@@ -44,19 +44,41 @@ declare
     r jobqueue.job := _job;
     slot interval := to_interval(_options -> 'debounce_seconds', 'debounce_seconds');
     stages jsonb;
+    stored boolean;
+    waits_for_jobs boolean := coalesce(jsonb_typeof(_options -> 'depends_on'), 'null') <> 'null';
 begin
+    if waits_for_jobs then
+        r := wait_for_parents(r, _options);
+    end if;
     -- again if the one in its place went away between the insert and the look
     for round in 1 .. 5 loop
-        r.wait_until := case when r.run_at > now() then r.run_at end;
-        r.ready_seq := case when r.wait_until is null then next_ready() end;
-        insert into job select r.* on conflict do nothing;
-        if found then
+        r.wait_until := case when r.status = 'pending' and r.run_at > now() then r.run_at end;
+        r.ready_seq := case when r.status = 'pending' and r.wait_until is null then next_ready() end;
+        if r.settle_flags & 256 <> 0 then
+            r.inbox_seq := r.ready_seq;
+            r.ready_seq := null;
+        end if;
+        if r.options ? 'hold' then
+            r.held_key := held_name(r.queue, r.options ->> 'hold');
+            stored := store_held(r);
+            continue when stored is null;
+        else
+            insert into job select r.* on conflict do nothing;
+            stored := found;
+        end if;
+        if stored then
+            if r.inbox_seq is not null then
+                insert into admission_line select l.* from queue q cross join lateral line_of(r, q) l where q.name = r.queue;
+            end if;
             if r.total_stages > 0 then
                 stages := coalesce(_options -> 'stages', (select t.stages from job_type t where t.name = r.job_type));
                 insert into stage (job_id, tenant, name, position, weight)
                 select r.id, r.tenant, s.name, s.position, s.weight from stage_list(stages) s;
             end if;
-            id := r.id; created := true; due := r.run_at;
+            if waits_for_jobs then
+                perform tie_to_parents(r, _options);
+            end if;
+            id := r.id; created := true; reason := null; due := case when r.status = 'blocked' then 'infinity' else r.run_at end;
             return;
         end if;
         select h.id, h.reason into id, reason from holder_of(r, _options, _policy) h;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -11,9 +11,26 @@ import psycopg
 import pytest
 from starlette.applications import Starlette
 
-from jobqueue.api import create_app
+from jobqueue.api import create_app, openapi
 from jobqueue.settings import load_settings
 from tests.support.server import value
+
+
+@pytest.fixture(scope="session", autouse=True)
+def schemas_made_once() -> Iterator[None]:
+    """The schemas of the OpenAPI document follow from the code alone; to make them for every application took 100 ms and
+    more, which was half of most tests here."""
+    make, made = openapi.models_json_schema, dict[Any, Any]()
+
+    def once(models: Any, **options: Any) -> Any:
+        key = (*models, *options.items())
+        if key not in made:
+            made[key] = make(models, **options)
+        return made[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(openapi, "models_json_schema", once)
+        yield
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import AsyncIterator, Iterator
 
@@ -96,6 +97,37 @@ async def test_an_escaped_backslash_before_u0000_is_no_nul(
 async def test_another_content_type_is_415(client: httpx2.AsyncClient, content_type: str) -> None:
     answer = await client.post("/jobs", content=b'{"queue": "q"}', headers={"Content-Type": content_type})
     assert (answer.status_code, answer.json()["error"]["code"]) == (415, "UNSUPPORTED_MEDIA_TYPE")
+
+
+async def test_a_compressed_body_is_415(client: httpx2.AsyncClient) -> None:
+    headers = {**JSON, "Content-Encoding": "gzip"}
+    answer = await client.post("/jobs", content=gzip.compress(b'{"queue": "q"}'), headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "UNSUPPORTED_MEDIA_TYPE")
+
+
+async def test_metadata_over_1_mb_is_413_and_says_so(client: httpx2.AsyncClient) -> None:
+    answer = await client.post("/jobs", json={"queue": "q", "metadata": {"text": "é" * 600_000}})
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"], error["details"]["what"]) == (413, "TOO_LARGE", "metadata")
+    assert "1048576" in error["message"]
+    fits = await client.post("/jobs?x", json={"queue": "q", "metadata": {"text": "x" * 1_000_000}})
+    assert fits.status_code == 400, "and an unknown parameter is refused before anything is stored"
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/livez", {f"X-{number}": "1" for number in range(100)}, 431),
+        ("/livez", {"X-Long": "x" * 33_000}, 431),
+        ("/jobs/" + "x" * 5000, {}, 414),
+    ],
+)
+async def test_a_request_with_too_large_a_head_is_refused(
+    client: httpx2.AsyncClient, path: str, headers: dict[str, str], status: int
+) -> None:
+    answer = await client.get(path, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (status, "TOO_LARGE")
+    assert answer.headers["Request-Id"] == answer.json()["request_id"]
 
 
 async def test_a_huge_body_is_413_whether_its_length_is_declared_or_not(

@@ -134,8 +134,8 @@ async def test_a_plain_login_user_with_the_role_is_enough(dsn: str, connection: 
         connection.execute("drop role api_login")
 
 
-def test_the_command_binds_to_this_machine_only() -> None:
-    result = CliRunner().invoke(command, ["--host", "0.0.0.0", "--dsn", "host=/nonexistent"])
+def test_the_command_binds_to_this_machine_only(dsn: str) -> None:
+    result = CliRunner().invoke(command, ["--host", "0.0.0.0", "--dsn", dsn])
     assert isinstance(result.exception, ConfigurationError)
 
 
@@ -156,7 +156,7 @@ def test_the_command_serves_and_stops_at_once_with_requests_waiting(
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "JOBQUEUE_DSN": dsn, "JOBQUEUE_LOG_LEVEL": "warning"}
-    arguments = ["--port", str(port), "--workers", str(workers)]
+    arguments = ["--port", str(port), "--processes", str(workers)]
     process = subprocess.Popen(
         [sys.executable, "-c", "from jobqueue.cli.api import command; command()", *arguments], env=environment
     )

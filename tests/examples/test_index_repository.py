@@ -19,17 +19,17 @@ import pytest
 from examples.index_repository.app import app
 from jobqueue import App, JobRecord
 from tests.examples.repository import FILES, MAX_FILE_BYTES, MODULES, commit, git, make_repository, write
+from tests.examples.support import worker
 from tests.support.server import rows, value
 from tests.support.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
-WORKER = "import asyncio; from examples.index_repository.app import app; asyncio.run(app.run_worker())"
 FILES_IN_ALL = MODULES + len(FILES) + 2
 SKIPPED = 3
 REPEATED_AT_MOST = 10
 """Finished files are saved every 10 files or 2 seconds, so at most so many are done again."""
 
-CONNECTIONS = "select count(*) from pg_stat_activity where application_name = 'index_repository'"
+CONNECTIONS = "select count(*) from pg_stat_activity where application_name = 'code_index'"
 """Of jobs that run, to the index."""
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -52,19 +52,6 @@ def sender(dsn: str) -> Iterator[App]:
     sending.close_sync()
 
 
-@contextlib.contextmanager
-def worker(dsn: str, log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker in a process of its own, killed at the end of the block if it still runs."""
-    settings = {**os.environ, "JOBQUEUE_DSN": dsn, "PYTHONPATH": str(ROOT), **environment}
-    with log.open("ab") as file:
-        process = subprocess.Popen([sys.executable, "-c", WORKER], env=settings, cwd=ROOT, stdout=file, stderr=file)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
 def send(sender: App, path: Path | str, **payload: Any) -> UUID:
     given = {"path": str(path), "max_file_bytes": MAX_FILE_BYTES, **payload}
     sent = sender.send_sync("index_repository", given)
@@ -74,9 +61,9 @@ def send(sender: App, path: Path | str, **payload: Any) -> UUID:
 
 def finished(sender: App, job: UUID, dsn: str, log: Path, **environment: str) -> JobRecord:
     """Run a worker until the job has ended."""
-    with worker(dsn, log, **environment) as process:
+    with worker("index_repository", dsn, log, **environment) as process:
         wait_until(
-            lambda: process.poll() is not None or sender.get_sync(job).done, what="the job has ended", timeout=60
+            lambda: process.exitcode is not None or sender.get_sync(job).done, what="the job has ended", timeout=60
         )
     record = sender.get_sync(job)
     assert record.done, log.read_text()
@@ -190,7 +177,7 @@ def test_a_job_whose_worker_was_killed_goes_on_where_it_was(
     record_percentages(connection)
 
     job = send(sender, repository)
-    with psycopg.connect(dsn) as obstacle, worker(dsn, tmp_path / "killed") as victim:
+    with psycopg.connect(dsn) as obstacle, worker("index_repository", dsn, tmp_path / "killed") as victim:
         # A row that is not committed yet: whoever writes the same file waits for it.
         obstacle.execute(
             "insert into code_index.file (job_id, position, repository_id, path, blob, bytes) "
@@ -202,7 +189,7 @@ def test_a_job_whose_worker_was_killed_goes_on_where_it_was(
         shown = f"Indexing file {stop_at}/{FILES_IN_ALL}"
         wait_until(lambda: sender.get_sync(job).progress_message == shown, what="people see how far it is")
         victim.kill()
-        victim.wait()
+        victim.join()
         obstacle.rollback()
     wait_until(lambda: value(connection, CONNECTIONS) == 0, what="the dead worker's connection is gone")
     finished_before = {
@@ -241,7 +228,7 @@ def stuck_in_the_first_file(sender: App, job: UUID, dsn: str, folder: Path) -> I
         f'exec "{shutil.which("git")}" "$@"\n'
     )
     (slow / "git").chmod(0o755)
-    with worker(dsn, folder / "log", PATH=f"{slow}:{os.environ['PATH']}"):
+    with worker("index_repository", dsn, folder / "log", PATH=f"{slow}:{os.environ['PATH']}"):
         # Only the event loop can send this, and the handler's thread is waiting for git.
         shown = f"Indexing file 1/{FILES_IN_ALL}"
         wait_until(

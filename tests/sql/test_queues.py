@@ -72,7 +72,7 @@ def test_making_a_queue_again_is_fine_with_the_same_values_and_a_conflict_with_o
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"policy": "stately"}, "exclusive"),
+        ({"policy": "state"}, "exclusive"),
         ({"policy": None}, "policy"),
         ({"max_retries": None}, "max_retries"),
         ({"max_retries": -1}, "max_retries"),
@@ -84,9 +84,6 @@ def test_making_a_queue_again_is_fine_with_the_same_values_and_a_conflict_with_o
         ({"warn_backlog": 0}, "warn_backlog"),
         ({"dead_letter": "q"}, "dead letter"),
         ({"dead_letter": "no spaces"}, "no spaces"),
-        ({"concurrency": 3}, "concurrency"),
-        ({"key_concurrency": 3}, "key_concurrency"),
-        ({"rate_limit": {"limit": 1}}, "rate_limit"),
         ({"tenant": "a"}, "tenant"),
     ],
 )

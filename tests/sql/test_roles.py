@@ -31,6 +31,10 @@ MAY = {
         name: {"jobqueue_api", "jobqueue_support", "jobqueue_support_readonly", "jobqueue_worker"}
         for name in ("actions", "allowed_actions", "done_keys", "watch")
     },
+    **{
+        name: {"jobqueue_api"}
+        for name in ("find_api_key", "api_keys_state", "take_quota", "give_quota", "keep_ticket", "use_ticket")
+    },
 }
 # helpers that decide nothing by themselves must not be reachable: they skip the checks of those above
 NOBODY = (
@@ -43,6 +47,11 @@ NOBODY = (
     "store_job",
     "new_job",
     "note_action",
+    # who makes keys can give himself every right: the owner of the schema
+    "create_api_key",
+    "rotate_api_key",
+    "revoke_api_key",
+    "lock_api_key",
 )
 TENANT_TABLES = ("job", "attempt", "stage", "checkpoint", "done_key", "audit", "tenant_pause")
 

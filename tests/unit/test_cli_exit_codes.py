@@ -7,7 +7,7 @@ from uuid import uuid4
 import psycopg
 import pytest
 
-from tests.support.command import run
+from tests.support.command import run, run_process
 
 NOWHERE = "host=127.0.0.1 port=1 user=nobody password=secret"
 
@@ -43,7 +43,7 @@ def test_an_action_without_a_reason_is_a_usage_error_where_nobody_can_be_asked(a
 
 
 def test_no_database_is_69_within_the_start_timeout_and_hides_the_password() -> None:
-    done = run("jobs", "list", dsn=NOWHERE, JOBQUEUE_START_TIMEOUT="1")
+    done = run_process("jobs", "list", dsn=NOWHERE, JOBQUEUE_START_TIMEOUT="1")
     assert (done.returncode, done.stdout) == (69, "")
     assert "no database at host=127.0.0.1 port=1" in done.stderr
     assert "secret" not in done.stderr
@@ -64,11 +64,11 @@ def test_a_database_without_the_schema_is_75_with_the_command_to_run(
 
 def test_a_newer_schema_is_78(dsn: str, connection: psycopg.Connection[tuple[object, ...]]) -> None:
     connection.execute("insert into jobqueue.schema_migration (version, name, checksum) values (9999, 'later', 'x')")
-    done = run("jobs", "list", dsn=dsn)
+    done = run_process("jobs", "list", dsn=dsn)
     assert (done.returncode, done.stdout) == (78, "")
     assert "9999" in done.stderr
 
 
 def test_the_dsn_flag_wins_over_the_environment(dsn: str) -> None:
-    done = run("queues", "list", "--dsn", dsn, "-o", "json", dsn=NOWHERE)
+    done = run_process("queues", "list", "--dsn", dsn, "-o", "json", dsn=NOWHERE)
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr

@@ -78,7 +78,7 @@ async def test_an_app_manages_queues(app: App, connection: Connection) -> None:
     assert rows(connection, "select policy, max_retries, timeout, keep_ended from jobqueue.queues") == [
         ("short", 9, None, None)
     ]
-    for wrong in ({"concurrency": 3}, {"priority": 3}):
+    for wrong in ({"colour": 3}, {"priority": 3}):
         with pytest.raises(UnknownOption):
             await app.update_queue("q", **wrong)
     await app.pause_queue("q", "too hot")

@@ -38,8 +38,9 @@ def column(connection: Connection, job: Job, name: str) -> Any:
 
 
 async def retried(channel: DirectChannel, connection: Connection, job: Job) -> Job:
-    """End the attempt as failed and claim the next one."""
+    """End the attempt as failed, as the worker does, and claim the next one."""
     await job.flush()
+    await channel.flush()
     error = '{"class": "transient", "code": "X", "message": "again"}'
     connection.execute("select jobqueue.fail(%s, %s, %s::jsonb, interval '0')", (job.id, job.token, error))
     return await channel.claim("work")

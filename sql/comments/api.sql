@@ -1,0 +1,86 @@
+-- The HTTP API: keys, quotas, tickets.
+
+comment on table jobqueue.api_key is 'Keys of the HTTP API; only hashes of their secrets. People read the view api_keys.';
+comment on column jobqueue.api_key.id is 'Public part of the key: jq_<id>_<secret>. 8 to 40 letters and digits.';
+comment on column jobqueue.api_key.name is 'Whose it is, or what it is for.';
+comment on column jobqueue.api_key.secret_hash is 'SHA-256 of the whole key.';
+comment on column jobqueue.api_key.previous_hash is 'SHA-256 of the key before the last rotation, while both are let in.';
+comment on column jobqueue.api_key.previous_until is 'Until when the key before the last rotation is let in.';
+comment on column jobqueue.api_key.tenants is 'Tenants it may see and send for; {*}: all.';
+comment on column jobqueue.api_key.scopes is 'jobs:read, jobs:write, jobs:act, metrics, admin (which holds the others).';
+comment on column jobqueue.api_key.subject is 'Who created_by names in its jobs; null: nobody.';
+comment on column jobqueue.api_key.act_as is 'Whether it may name another created_by than its subject; false unless told.';
+comment on column jobqueue.api_key.quota_reads is 'GET requests per hour; null: any number.';
+comment on column jobqueue.api_key.quota_writes is 'Changing requests per hour; null: any number.';
+comment on column jobqueue.api_key.quota_streams is 'Streams opened per hour; null: any number.';
+comment on column jobqueue.api_key.created_at is 'When it was created.';
+comment on column jobqueue.api_key.created_by is 'Who created it.';
+comment on column jobqueue.api_key.expires_at is 'When it ends; null: never.';
+comment on column jobqueue.api_key.rotated_at is 'When it got its present secret; null: it has its first.';
+comment on column jobqueue.api_key.revoked_at is 'Since when it is let in no more; null: it is.';
+comment on column jobqueue.api_key.revoke_reason is 'Why it was revoked.';
+comment on column jobqueue.api_key.last_used_at is 'When it was used last; at most two minutes late.';
+comment on constraint api_key_id_is_plain on jobqueue.api_key is 'An id has 8 to 40 letters and digits.';
+comment on constraint api_key_is_named on jobqueue.api_key is 'A name has 1 to 200 characters.';
+comment on constraint api_key_hashes_are_sha256 on jobqueue.api_key is 'Hashes have 32 bytes.';
+comment on constraint api_key_overlap_has_an_end on jobqueue.api_key is 'The key before the last rotation is not let in for ever.';
+comment on constraint api_key_scopes_are_known on jobqueue.api_key is 'At least one scope, and only known ones.';
+comment on constraint api_key_tenants_are_named on jobqueue.api_key is 'At least one tenant, without commas; * stands alone.';
+comment on constraint api_key_quotas_are_positive on jobqueue.api_key is 'A quota is at least 1; revoke a key that is to do nothing.';
+comment on trigger api_key_changed on jobqueue.api_key is 'Lets API processes know that keys have changed.';
+
+comment on table jobqueue.api_key_state is 'One row: what API processes look at once a second to learn whether keys have changed.';
+comment on column jobqueue.api_key_state.id is 'Always true.';
+comment on column jobqueue.api_key_state.version is 'Goes up with every change of a key''s rights.';
+comment on column jobqueue.api_key_state.any_keys is 'Whether there are keys, revoked ones included; without any the API is for its own machine only.';
+comment on constraint api_key_state_is_one_row on jobqueue.api_key_state is 'There is one row only.';
+
+comment on table jobqueue.quota_use is 'Requests of the present hour, by owner and bucket.';
+comment on column jobqueue.quota_use.owner is 'Id of a key, or who a token names.';
+comment on column jobqueue.quota_use.bucket is 'reads, writes or streams.';
+comment on column jobqueue.quota_use.window_ends is 'When this hour ends; it began with its first request.';
+comment on column jobqueue.quota_use.used is 'Requests used or taken by an API process to be used within 2 s.';
+comment on constraint quota_use_bucket_is_known on jobqueue.quota_use is 'Buckets are reads, writes and streams.';
+comment on constraint quota_use_is_counted on jobqueue.quota_use is 'Counts begin at 0.';
+
+comment on table jobqueue.stream_ticket is 'Tickets that stand for a key in the address of a stream, once.';
+comment on column jobqueue.stream_ticket.hash is 'SHA-256 of the ticket.';
+comment on column jobqueue.stream_ticket.principal is 'Whom it stands for, with the rights of that moment.';
+comment on column jobqueue.stream_ticket.path is 'The stream that it opens.';
+comment on column jobqueue.stream_ticket.expires_at is 'When it ends; a minute after it was made.';
+comment on constraint stream_ticket_hash_is_sha256 on jobqueue.stream_ticket is 'Hashes have 32 bytes.';
+
+comment on view jobqueue.api_keys is 'Who may use the HTTP API, and what they may. Never a secret.';
+comment on column jobqueue.api_keys.id is 'Public part of the key: jq_<id>_<secret>.';
+comment on column jobqueue.api_keys.name is 'Whose it is, or what it is for.';
+comment on column jobqueue.api_keys.state is 'active, rotating (the key before is let in too), expired or revoked.';
+comment on column jobqueue.api_keys.tenants is 'Tenants it may see and send for; {*}: all.';
+comment on column jobqueue.api_keys.scopes is 'jobs:read, jobs:write, jobs:act, metrics, admin (which holds the others).';
+comment on column jobqueue.api_keys.subject is 'Who created_by names in its jobs; null: nobody.';
+comment on column jobqueue.api_keys.act_as is 'Whether it may name another created_by than its subject.';
+comment on column jobqueue.api_keys.quota_reads is 'GET requests per hour; null: any number.';
+comment on column jobqueue.api_keys.quota_writes is 'Changing requests per hour; null: any number.';
+comment on column jobqueue.api_keys.quota_streams is 'Streams opened per hour; null: any number.';
+comment on column jobqueue.api_keys.created_at is 'When it was created.';
+comment on column jobqueue.api_keys.created_by is 'Who created it.';
+comment on column jobqueue.api_keys.expires_at is 'When it ends; null: never.';
+comment on column jobqueue.api_keys.last_used_at is 'When it was used last; at most two minutes late.';
+comment on column jobqueue.api_keys.rotated_at is 'When it got its present secret; null: it has its first.';
+comment on column jobqueue.api_keys.previous_until is 'Until when the key before the last rotation is let in.';
+comment on column jobqueue.api_keys.revoked_at is 'Since when it is let in no more; null: it is.';
+comment on column jobqueue.api_keys.revoke_reason is 'Why it was revoked.';
+
+comment on function jobqueue.api_key_changed is 'Trigger: API processes learn that what they know of keys is old.';
+comment on function jobqueue.json_names is 'An array of different strings of 1 to 200 characters, at least one; null stays null. Errors: JQ400.';
+comment on function jobqueue.check_key_names is 'JQ400 for a tenant that cannot be one and a scope that is not known.';
+comment on function jobqueue.create_api_key is 'Let a new key into the HTTP API, given as its SHA-256; use "jobqueue keys create", which makes the key. Errors: JQ400, JQ409.';
+comment on function jobqueue.lock_api_key is 'A key, locked; JQ404 if there is none.';
+comment on function jobqueue.rotate_api_key is 'Give a key a new secret; the old one is let in for overlap (1 day) too. Errors: JQ400, JQ404, JQ409 if it was revoked.';
+comment on function jobqueue.revoke_api_key is 'Let a key in no more, within a second everywhere. Errors: JQ400, JQ404.';
+comment on function jobqueue.api_keys_state is 'Which version of the keys is in force, and whether there are any.';
+comment on function jobqueue.find_api_key is 'The rights of a key, for who knows it; no row for anybody else.';
+comment on function jobqueue.api_key_is_live is 'Whether a key is let in at all now; owners that are no keys are.';
+comment on function jobqueue.keep_ticket is 'Keep a ticket for one stream, for a minute. Returns when it ends.';
+comment on function jobqueue.use_ticket is 'Whom a ticket stands for, once; null if it is unknown, used, too old, or for another stream.';
+comment on function jobqueue.take_quota is 'Take a portion of this hour''s requests. Returns granted (0: used up), remaining, ends and ends_in.';
+comment on function jobqueue.give_quota is 'Bring back what was not used of portions.';

@@ -1,0 +1,26 @@
+-- Comments on what procrastinate applications use (sql/functions/procrastinate.sql, procrastinate_lists.sql).
+comment on function jobqueue.procrastinate_queue is 'A queue of procrastinate: without a time-out when it is new, one job per lock where locks are used.';
+comment on function jobqueue.procrastinate_adopt_queue is 'Make or prepare a queue for procrastinate''s jobs.';
+comment on function jobqueue.procrastinate_queues is 'The queues that procrastinate''s jobs were deferred to.';
+comment on function jobqueue.procrastinate_holder is 'The job that holds a key in whichever of procrastinate''s queues; waits for others who take the key now.';
+comment on function jobqueue.procrastinate_defer is 'Add procrastinate jobs, all or none; returns their ids in order.';
+comment on function jobqueue.procrastinate_options is 'The options that stay with a procrastinate job.';
+comment on function jobqueue.procrastinate_flags is 'settle_flags of a new procrastinate job.';
+comment on function jobqueue.procrastinate_tick is 'Whether a tick of a periodic task is new; it is noted.';
+comment on function jobqueue.procrastinate_defer_periodic is 'Defer the job of a periodic task''s tick, once.';
+comment on function jobqueue.procrastinate_start is 'The task of a claimed job with a lock or a queueing_lock starts; false if it must not.';
+comment on function jobqueue.procrastinate_end is 'End the attempt of a locked job: succeeded, failed, aborted or retry.';
+comment on function jobqueue.procrastinate_retry_claim is 'Put a job back into the line as its retry strategy decided.';
+comment on function jobqueue.procrastinate_change is 'Another queue, priority or lock for a job that is tried again.';
+comment on function jobqueue.procrastinate_settle is 'End claims of a procrastinate worker, fenced by their tokens.';
+comment on function jobqueue.procrastinate_retry is 'Try a claimed procrastinate job again, as its retry strategy decided.';
+comment on function jobqueue.procrastinate_finish is 'Finish or retry a procrastinate job by its id alone.';
+comment on function jobqueue.procrastinate_cancel is 'Cancel a procrastinate job that waits, or ask for a running one to be aborted.';
+comment on function jobqueue.procrastinate_status is 'The status of a job in procrastinate''s words.';
+comment on function jobqueue.procrastinate_job_status is 'The status of a job in procrastinate''s words, by its id.';
+comment on function jobqueue.procrastinate_jobs is 'Jobs as procrastinate lists them.';
+comment on function jobqueue.procrastinate_counts is 'Numbers of procrastinate''s jobs per queue, task, lock or status.';
+comment on function jobqueue.procrastinate_stalled is 'Running procrastinate jobs that nobody may be working on.';
+comment on function jobqueue.procrastinate_to_abort is 'Running procrastinate jobs that were asked to stop.';
+comment on function jobqueue.procrastinate_prune is 'Note silent workers of procrastinate as stopped.';
+comment on function jobqueue.procrastinate_delete_old is 'Delete procrastinate''s jobs that ended long ago.';

@@ -1,0 +1,46 @@
+-- Tracking: progress, stages, checkpoints, estimates.
+
+comment on table jobqueue.pace is 'How jobs get on that are under way; maintenance reads what has ended into jobqueue.estimate.';
+comment on column jobqueue.pace.job_id is 'The job.';
+comment on column jobqueue.pace.stage is 'Name of the stage; empty: the whole job.';
+comment on column jobqueue.pace.job_type is 'Type of the job.';
+comment on column jobqueue.pace.attempt is 'The attempt that is observed.';
+comment on column jobqueue.pace.base is 'The count at which this attempt began; null: it does not count.';
+comment on column jobqueue.pace.units is 'How many units of work the handler said there are; null: it did not say.';
+comment on column jobqueue.pace.seconds is 'How long the stage took; null: it has not ended.';
+comment on column jobqueue.pace.counted is 'How many units were counted while it ran.';
+comment on table jobqueue.estimate is 'What jobs and their stages have taken: exponentially weighted means, for estimated_completion.';
+comment on column jobqueue.estimate.job_type is 'Type of the jobs.';
+comment on column jobqueue.estimate.stage is 'Name of the stage; empty: the whole job.';
+comment on column jobqueue.estimate.seconds is 'Mean duration of a run in seconds; the newest run counts a tenth.';
+comment on column jobqueue.estimate.runs is 'How many runs it was learned from.';
+comment on column jobqueue.estimate.unit_seconds is 'Mean duration of a unit (page, file) in seconds; null: no run has said how many units it had.';
+comment on column jobqueue.estimate.unit_runs is 'How many runs unit_seconds was learned from.';
+comment on column jobqueue.estimate.updated_at is 'When it was last learned from.';
+comment on constraint pace_is_sane on jobqueue.pace is 'Counts and durations are not negative.';
+
+comment on function jobqueue.begin_count is 'Remember where an attempt began to count; written once per attempt and stage.';
+comment on function jobqueue.counted_estimate is 'When a job is expected to end, after a report.';
+comment on function jobqueue.counted_fraction is 'How much of what an attempt had to count is done, 0 to 1; null: it does not count.';
+comment on function jobqueue.counted_pct is 'The percentage that follows from done and total, within a stage by the stage''s weight.';
+comment on function jobqueue.estimate is 'When a job will begin and end, as far as that can be known: place in the line, wait, duration. Errors: JQ404.';
+comment on function jobqueue.estimate_name is 'job_type and stage as settings name them: PROCESS_DOCUMENT__OCR.';
+comment on function jobqueue.estimate_units is 'How much work there is, in units of the handler''s own (pages, files), for the estimate. Errors: JQ400, JQ404, JQ409 LEASE_LOST.';
+comment on function jobqueue.expected_seconds is 'How long a stage, or a whole job, is expected to take; null: nobody knows.';
+comment on function jobqueue.forget_progress is 'What a job kept for its next attempt goes: done keys, outputs of stages, inline data of checkpoints.';
+comment on function jobqueue.late_estimate is 'When a job that says nothing is expected to end, for its heartbeat.';
+comment on function jobqueue.learn_estimates is 'Read what has ended among the rows of pace into estimate.';
+comment on function jobqueue.left_of is 'Seconds that a piece of work still takes, from what was expected, what has passed and how much is done.';
+comment on function jobqueue.next_estimate is 'When a running job is expected to end, after it has said something new.';
+comment on function jobqueue.note_stage is 'A stage begins or is completed: for the history of durations.';
+comment on function jobqueue.reject_checkpoint is 'The last checkpoint of a claimed job is damaged: begin afresh, and say so. Errors: JQ400, JQ404, JQ409 LEASE_LOST.';
+comment on function jobqueue.remove_stage_history is 'Delete the stages of jobs that ended longer ago than the setting stage_history says (30 days).';
+comment on function jobqueue.run_expectation is 'What a run of a job_type takes, in seconds.';
+comment on function jobqueue.sample_runs is 'Pick a few jobs whose runs are to be learned although they say nothing of themselves.';
+comment on function jobqueue.seconds_left is 'How long a running job will still take; null if nothing is known of it.';
+comment on function jobqueue.set_estimates is 'What is expected as long as nothing has been learned: {"PROCESS_DOCUMENT__OCR_MS": 3000}. Errors: JQ400.';
+comment on function jobqueue.stage_sums is 'The stages of a job in one row, for the estimate.';
+comment on function jobqueue.stages_left is 'How long a running job with stages will still take.';
+comment on function jobqueue.store_stage is 'What a change of a stage means for its job.';
+comment on function jobqueue.unseen_stages is 'What stages take that the job has not named yet.';
+comment on function jobqueue.wait_of is 'The place of a pending job in its line and how long it waits there.';
