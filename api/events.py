@@ -76,7 +76,7 @@ async def _job_events(call: Call, job_id: str, now: Snapshot, seen: int | None) 
     if now.version != seen:
         yield _job_event(call, job_id, now, previous)
     while now.status not in ENDED:
-        previous = now.status
+        previous, began = now.status, loop.time()
         changed = await hub.wait(job_id, now.version, now.alive, streams.HEARTBEAT_SECONDS)
         if hub.ending or loop.time() >= ends:
             yield BYE
@@ -85,6 +85,9 @@ async def _job_events(call: Call, job_id: str, now: Snapshot, seen: int | None) 
             return
         if not changed:
             yield HEARTBEAT
+            if loop.time() - began < streams.HEARTBEAT_SECONDS / 2:
+                # The hub has more waiters than it looks after.
+                await asyncio.sleep(AGAIN_AFTER)
             continue
         try:
             latest = await feed_of(call).job(job_id)

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from jobqueue.null_job import NullJob as NullJob
     from jobqueue.records import JobRecord as JobRecord
     from jobqueue.settings import Settings as Settings
+    from jobqueue.stages import Stage as Stage
     from jobqueue.statistics import QueueStats as QueueStats
 
 _ERRORS = (
@@ -67,6 +68,7 @@ _HOME = {
     "QueueStats": "statistics",
     "Sent": "client",
     "Settings": "settings",
+    "Stage": "stages",
     "WorkerInfo": "hooks",
     "WorkerWarning": "hooks",
     "current_job": "job",

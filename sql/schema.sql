@@ -2,6 +2,21 @@
 
 CREATE SCHEMA jobqueue;
 
+CREATE TYPE jobqueue.flow_plan AS (
+	elements jsonb[],
+	refs text[],
+	queues text[],
+	ids uuid[],
+	tenant text,
+	children integer[],
+	parents integer[],
+	parent_ids uuid[],
+	on_failure text[],
+	passed boolean[],
+	run_order integer[],
+	waits integer[]
+);
+
 CREATE FUNCTION jobqueue.acknowledge(id uuid, token uuid) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -104,69 +119,9 @@ CREATE FUNCTION jobqueue.actor_of(_job uuid, _actions text[]) RETURNS text
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
-CREATE FUNCTION jobqueue.after_end(_ids uuid[]) RETURNS void
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
-    SET enable_seqscan TO 'off'
-    SET enable_hashjoin TO 'off'
-    SET enable_mergejoin TO 'off'
-    SET jit TO 'off';
-
-CREATE FUNCTION jobqueue.after_failure(_id uuid, _error jsonb) RETURNS void
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
-
-CREATE FUNCTION jobqueue.ago(_at timestamp with time zone) RETURNS text
-    LANGUAGE sql STABLE
+CREATE FUNCTION jobqueue.add_bins(_bins bigint[]) RETURNS bigint[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp';
-
-CREATE FUNCTION jobqueue.allowed_actions(id uuid) RETURNS text[]
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
-
-CREATE FUNCTION jobqueue.anyone_watches() RETURNS boolean
-    LANGUAGE plpgsql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp'
-    SET enable_seqscan TO 'off';
-
-CREATE FUNCTION jobqueue.ask_worker(_job jobqueue.job, _action text, _reason text) RETURNS text
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
-
-CREATE FUNCTION jobqueue.bulk(action text, filter jsonb, reason text, dry_run boolean DEFAULT false, expected_count integer DEFAULT NULL::integer) RETURNS TABLE(outcome text, jobs bigint)
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
-
-CREATE FUNCTION jobqueue.bulk_jobs(_filter jsonb) RETURNS uuid[]
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
-
-CREATE FUNCTION jobqueue.bulk_one(_action text, _id uuid, _reason text, _dry_run boolean) RETURNS text
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
-
-CREATE FUNCTION jobqueue.bulk_outcome(_job jobqueue.job, _action text) RETURNS text
-    LANGUAGE sql STABLE
-    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
-
-CREATE FUNCTION jobqueue.can_become(_from text, _to text) RETURNS boolean
-    LANGUAGE sql IMMUTABLE PARALLEL SAFE;
-
-CREATE FUNCTION jobqueue.cancel(id uuid, reason text, force boolean DEFAULT false) RETURNS text
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
-
-CREATE FUNCTION jobqueue.cancel_own(id uuid, token uuid, reason text) RETURNS text
-    LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
-
-CREATE FUNCTION jobqueue.cancel_waiting(_queue text, _tenant text, _reason text) RETURNS bigint
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
-
-CREATE FUNCTION jobqueue.change_job(_job jobqueue.job, _action text, _to text, _reason text) RETURNS text
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE TABLE jobqueue.queue (
     name text NOT NULL COLLATE pg_catalog."C",
@@ -195,10 +150,149 @@ CREATE TABLE jobqueue.queue (
     paused_by text,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     updated_at timestamp with time zone DEFAULT now() NOT NULL,
+    limited boolean GENERATED ALWAYS AS (((policy = ANY (ARRAY['singleton'::text, 'stately'::text, 'key_strict_fifo'::text])) OR (concurrency IS NOT NULL) OR (group_concurrency IS NOT NULL) OR (key_concurrency IS NOT NULL) OR (rate_limit IS NOT NULL) OR (ageing IS NOT NULL) OR (fair_by IS NOT NULL))) STORED,
+    CONSTRAINT queue_limits_are_sane CHECK ((((fair_by = ANY (ARRAY['group'::text, 'tenant'::text])) AND (ageing IS NULL)) OR ((fair_by IS NULL) AND ((ageing IS NULL) OR (ageing >= '00:00:01'::interval))))),
     CONSTRAINT queue_name_is_plain CHECK ((name ~ '^[A-Za-z0-9_./:-]{1,200}$'::text)),
     CONSTRAINT queue_options_are_sane CHECK ((((max_retries >= 0) AND (max_retries <= 1000000)) AND (retry_delay >= '00:00:00'::interval) AND (retry_delay_max >= '00:00:00'::interval) AND (timeout > '00:00:00'::interval) AND (max_runtime > '00:00:00'::interval) AND (lease >= '00:00:10'::interval) AND (expires_in > '00:00:00'::interval) AND (keep_completed >= '00:00:00'::interval) AND (keep_ended >= '00:00:00'::interval) AND (concurrency > 0) AND (key_concurrency > 0) AND (warn_backlog > 0) AND (dead_letter <> name))),
     CONSTRAINT queue_policy_is_known CHECK ((policy = ANY (ARRAY['standard'::text, 'short'::text, 'singleton'::text, 'stately'::text, 'exclusive'::text, 'key_strict_fifo'::text])))
 );
+
+CREATE FUNCTION jobqueue.admission_waits(_queue jobqueue.queue) RETURNS boolean
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.admit(_queue jobqueue.queue, _demand integer, _wait boolean) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.admit_for_claim(_queue text, _wanted integer) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.after_end(_ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.after_failure(_id uuid, _error jsonb) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.ago(_at timestamp with time zone) RETURNS text
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.allowed_actions(id uuid) RETURNS text[]
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.anyone_watches() RETURNS boolean
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET enable_seqscan TO 'off';
+
+CREATE FUNCTION jobqueue.api_key_changed() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.api_key_is_live(_id text) RETURNS boolean
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.api_keys_state(OUT version bigint, OUT any_keys boolean) RETURNS record
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.ask_worker(_job jobqueue.job, _action text, _reason text) RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.batch_for_send(_batch jsonb, _tenant text) RETURNS uuid
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.batch_options() RETURNS text[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE;
+
+CREATE FUNCTION jobqueue.batch_status(id uuid) RETURNS TABLE(batch_id uuid, name text, tenant text, state text, total bigint, ended bigint, pct integer, blocked bigint, pending bigint, processing bigint, paused bigint, completed bigint, failed bigint, cancelled bigint, skipped bigint, metadata jsonb, callback_on text, callback_job_id uuid, callback_error text, created_at timestamp with time zone, closed_at timestamp with time zone, first_failed_at timestamp with time zone, ended_at timestamp with time zone)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.begin_count(_job jobqueue.job, _stage text, _first bigint, _before bigint) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.bin_of(_seconds double precision) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE;
+
+CREATE FUNCTION jobqueue.blocked_job(_job jobqueue.job) RETURNS jobqueue.job
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.blocked_keys(queue text) RETURNS TABLE(singleton_key text, tenant text, job_id uuid, status text, since timestamp with time zone, waiting bigint)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.bulk(action text, filter jsonb, reason text, dry_run boolean DEFAULT false, expected_count integer DEFAULT NULL::integer) RETURNS TABLE(outcome text, jobs bigint)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.bulk_jobs(_filter jsonb) RETURNS uuid[]
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.bulk_one(_action text, _id uuid, _reason text, _dry_run boolean) RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.bulk_outcome(_job jobqueue.job, _action text) RETURNS text
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.bulk_portion(_action text, _ids uuid[], _reason text, _dry_run boolean) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.bulk_sum(_a jsonb, _b jsonb) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.can_become(_from text, _to text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE;
+
+CREATE FUNCTION jobqueue.cancel(id uuid, reason text, force boolean DEFAULT false) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.cancel_own(id uuid, token uuid, reason text) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.cancel_waiting(_queue text, _tenant text, _reason text) RETURNS bigint
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.change_job(_job jobqueue.job, _action text, _to text, _reason text) RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.change_rank(_job jobqueue.job, _priority integer) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.change_waiting(_job jobqueue.job, _queue jobqueue.queue, _changes jsonb) RETURNS void
     LANGUAGE plpgsql
@@ -219,7 +313,15 @@ CREATE FUNCTION jobqueue.check_backlog() RETURNS TABLE(name text, status text, d
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.check_callback(_callback jsonb, _tenant text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.check_event(_event text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.check_flow_element(_element jsonb) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
@@ -233,6 +335,10 @@ CREATE FUNCTION jobqueue.check_horizon() RETURNS TABLE(name text, status text, d
 
 CREATE FUNCTION jobqueue.check_indexes() RETURNS TABLE(name text, status text, detail text, what_to_do text)
     LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.check_key_names(_tenants text[], _scopes text[]) RETURNS void
+    LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.check_leases() RETURNS TABLE(name text, status text, detail text, what_to_do text)
@@ -259,8 +365,27 @@ CREATE FUNCTION jobqueue.check_shared(_what text) RETURNS void
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.check_slow_handlers() RETURNS TABLE(name text, status text, detail text, what_to_do text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.check_slow_jobs() RETURNS TABLE(name text, status text, detail text, what_to_do text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.check_statements() RETURNS TABLE(name text, status text, detail text, what_to_do text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.check_stats(_stats jsonb) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.check_stats_range(_queue text, _since timestamp with time zone, _until timestamp with time zone, _bucket interval, OUT low timestamp with time zone, OUT n integer) RETURNS record
+    LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.check_tenant(_tenant text) RETURNS void
@@ -277,6 +402,10 @@ CREATE FUNCTION jobqueue.check_workers() RETURNS TABLE(name text, status text, d
 
 CREATE FUNCTION jobqueue.checkpoint(id uuid, token uuid, stage text, data jsonb DEFAULT NULL::jsonb, reference text DEFAULT NULL::text, hash text DEFAULT NULL::text, pause_safe boolean DEFAULT true) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.children(job_id uuid) RETURNS TABLE(id uuid, ref text, queue text, job_type text, status text, on_failure text, unfinished_parents integer, display_name text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.claim(queues text[], worker uuid, max_jobs integer, options jsonb DEFAULT '{}'::jsonb) RETURNS TABLE(id uuid, claim_token uuid, queue text, job_type text, status text, payload jsonb, priority integer, tenant text, subject text, display_name text, metadata jsonb, stats jsonb, attempt integer, retry_count integer, created_at timestamp with time zone, created_by text, run_at timestamp with time zone, started_at timestamp with time zone, lease_until timestamp with time zone, timeout double precision, max_runtime double precision, singleton_key text, group_key text, batch_id uuid, checkpoint jsonb, checkpoint_stage text, checkpoint_data jsonb, checkpoint_reference text, checkpoint_hash text, checkpoint_at timestamp with time zone)
@@ -324,11 +453,75 @@ CREATE FUNCTION jobqueue.clock_change(_zone text, _from timestamp with time zone
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.close_batch(id uuid) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.complete(id uuid, token uuid, result jsonb DEFAULT NULL::jsonb, stats jsonb DEFAULT NULL::jsonb) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.complete_many(results jsonb) RETURNS TABLE(id uuid, outcome text)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.count_in_line(_number integer) RETURNS integer
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.count_ready(_queue text) RETURNS integer
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.count_standing(_ids uuid[], _begins boolean, _ends boolean) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.count_waits(_plan jobqueue.flow_plan, _ids uuid[], _statuses text[], OUT passed boolean[], OUT waits integer[]) RETURNS record
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_nestloop TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.counted_estimate(_before jobqueue.job, _now jobqueue.job) RETURNS timestamp with time zone
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE TABLE jobqueue.pace (
+    job_id uuid NOT NULL,
+    stage text NOT NULL COLLATE pg_catalog."C",
+    job_type text NOT NULL COLLATE pg_catalog."C",
+    attempt integer NOT NULL,
+    base bigint,
+    units double precision,
+    seconds double precision,
+    counted double precision,
+    CONSTRAINT pace_is_sane CHECK (((units >= (0)::double precision) AND (seconds >= (0)::double precision) AND (counted >= (0)::double precision)))
+)
+WITH (fillfactor='70');
+
+CREATE FUNCTION jobqueue.counted_fraction(_job jobqueue.job, _pace jobqueue.pace) RETURNS double precision
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.counted_pct(_job jobqueue.job) RETURNS integer
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.create_api_key(id text, secret_hash bytea, options jsonb DEFAULT '{}'::jsonb) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.create_batch(options jsonb DEFAULT '{}'::jsonb) RETURNS uuid
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
@@ -431,12 +624,40 @@ CREATE FUNCTION jobqueue.due_ticks(_schedule jobqueue.schedule) RETURNS timestam
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.edge_list(_value jsonb, _on_failure jsonb) RETURNS TABLE(target text, on_failure text)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.edit_distance(_a text, _b text) RETURNS integer
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
 
 CREATE FUNCTION jobqueue.end_attempt(_job jobqueue.job, _outcome text, _to text, _run_at timestamp with time zone, _error jsonb, _retry_count integer, _lost_count integer, _suspect boolean, _seq bigint, _reason text) RETURNS void
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.end_parents(_parents uuid[], _locked boolean) RETURNS uuid[]
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.estimate(id uuid) RETURNS TABLE(queue_position integer, wait_seconds double precision, run_seconds double precision, starts_at timestamp with time zone, ends_at timestamp with time zone)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.estimate_name(_job_type text, _stage text) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.estimate_units(id uuid, token uuid, units double precision, stage text DEFAULT NULL::text) RETURNS timestamp with time zone
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.expected_seconds(_job_type text, _stage text, _units double precision) RETURNS double precision
+    LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.expire(_max integer) RETURNS integer
@@ -459,6 +680,16 @@ CREATE FUNCTION jobqueue.explain_end(_job jobqueue.job) RETURNS TABLE(reason tex
 CREATE FUNCTION jobqueue.explain_held(_job jobqueue.job) RETURNS TABLE(reason text, detail text, what_to_do text)
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.explain_limits(_job jobqueue.job) RETURNS TABLE(reason text, detail text, what_to_do text)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.explain_parents(_job jobqueue.job, _ended boolean) RETURNS TABLE(reason text, detail text, what_to_do text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_hashjoin TO 'off'
+    SET jit TO 'off';
 
 CREATE FUNCTION jobqueue.explain_pauses(_job jobqueue.job) RETURNS TABLE(reason text, detail text, what_to_do text)
     LANGUAGE sql STABLE
@@ -496,9 +727,45 @@ CREATE FUNCTION jobqueue.fail_one(_id uuid, _token uuid, _error jsonb, _retry_in
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE TABLE jobqueue.admission_line (
+    job_id uuid NOT NULL,
+    queue_number integer NOT NULL,
+    stage smallint DEFAULT 0 NOT NULL,
+    line text DEFAULT ''::text NOT NULL COLLATE pg_catalog."C",
+    rank bigint DEFAULT 0 NOT NULL,
+    seq bigint NOT NULL,
+    held integer DEFAULT 0 NOT NULL,
+    own_rank bigint NOT NULL,
+    key_line text COLLATE pg_catalog."C",
+    group_line text COLLATE pg_catalog."C",
+    rate_line text COLLATE pg_catalog."C",
+    tier text,
+    lane text DEFAULT ''::text NOT NULL COLLATE pg_catalog."C",
+    entered_at timestamp with time zone DEFAULT now() NOT NULL
+)
+WITH (fillfactor='70');
+
+CREATE FUNCTION jobqueue.fair_turns(_queue_number integer, _last_lane text, _room integer) RETURNS jobqueue.admission_line[]
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_sort TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.find_api_key(_id text, _hash bytea) RETURNS TABLE(subject text, tenants text[], scopes text[], act_as boolean, quota_reads integer, quota_writes integer, quota_streams integer, problem text, valid_for double precision)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.find_jobs(queue text, filter jsonb DEFAULT '{}'::jsonb, max_jobs integer DEFAULT 1000, after uuid DEFAULT NULL::uuid) RETURNS TABLE(id uuid, job_type text, status text, priority integer, tenant text, singleton_key text, subject text, display_name text, payload jsonb, run_at timestamp with time zone, created_at timestamp with time zone, retry_count integer, version bigint)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.first_id(_at timestamp with time zone) RETURNS uuid
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
 
 CREATE FUNCTION jobqueue.first_ticks(_spec jsonb, _from timestamp with time zone, _until timestamp with time zone, _max integer) RETURNS timestamp with time zone[]
     LANGUAGE plpgsql STABLE
@@ -508,21 +775,66 @@ CREATE FUNCTION jobqueue.fixed_tick_after(_spec jsonb, _zone text, _after timest
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.flow_status(id uuid) RETURNS TABLE(flow_id uuid, tenant text, total bigint, ended bigint, pct integer, blocked bigint, pending bigint, processing bigint, paused bigint, completed bigint, failed bigint, cancelled bigint, skipped bigint, created_at timestamp with time zone, ended_at timestamp with time zone)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_hashjoin TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.fold_statistics(_state jsonb, _max integer, OUT folded integer, OUT state jsonb) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
 CREATE FUNCTION jobqueue.for_people(_duration interval) RETURNS text
     LANGUAGE sql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
 
+CREATE FUNCTION jobqueue.forget_progress(_id uuid) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.give_back(_job jobqueue.job, _outcome text, _run_at timestamp with time zone, _seq bigint) RETURNS text
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.give_back_slots(_queue_number integer, _held integer, _key text, _group text, _rate text, _queue_rate boolean) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.give_quota(_owners text[], _buckets text[], _amounts integer[], _ends bigint[]) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.give_slots_of(_ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.has_followers(_job jobqueue.job) RETURNS boolean
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.has_gate(_queue jobqueue.queue) RETURNS boolean
+    LANGUAGE sql IMMUTABLE;
 
 CREATE FUNCTION jobqueue.has_unended_jobs(_queue text) RETURNS boolean
     LANGUAGE sql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.has_waiting_children(_id uuid) RETURNS boolean
-    LANGUAGE sql STABLE
-    SET search_path TO 'pg_catalog', 'pg_temp';
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
 
 CREATE FUNCTION jobqueue.health() RETURNS TABLE(name text, status text, detail text, what_to_do text)
     LANGUAGE sql STABLE SECURITY DEFINER
@@ -536,6 +848,14 @@ CREATE FUNCTION jobqueue.heartbeat(worker uuid, jobs jsonb DEFAULT '[]'::jsonb) 
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
     SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.held_name(_queue text, _key text) RETURNS text
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.held_now(_job jobqueue.job, _queue jobqueue.queue) RETURNS integer
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.help() RETURNS TABLE(task text, call text, what text)
     LANGUAGE sql STABLE
@@ -557,7 +877,111 @@ CREATE FUNCTION jobqueue.housekeeping() RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.http_act(_role text, _tenants text, _actor text, _id uuid, _action text, _options jsonb, OUT etag text, OUT version bigint, OUT status text, OUT alive boolean, OUT due_in double precision, OUT ends_in double precision, OUT body text, OUT asked boolean) RETURNS record
+    LANGUAGE plpgsql;
+
+CREATE FUNCTION jobqueue.http_active(_role text, _tenants text, _created_by text, _most integer, _fields text[]) RETURNS TABLE(total bigint, id uuid, created_at timestamp with time zone, body text)
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_sort TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.http_actor(_actor text) RETURNS void
+    LANGUAGE sql;
+
+CREATE FUNCTION jobqueue.http_administer(_role text, _tenants text, _actor text, _what text, _name text, _reason text) RETURNS text
+    LANGUAGE plpgsql;
+
+CREATE FUNCTION jobqueue.http_attempts(_id uuid, _traces boolean) RETURNS json
+    LANGUAGE sql STABLE;
+
+CREATE FUNCTION jobqueue.http_audit(_role text, _tenants text, _filter jsonb, _before bigint, _most integer, _traces boolean) RETURNS TABLE(id bigint, line text)
+    LANGUAGE plpgsql;
+
+CREATE TABLE jobqueue.audit (
+    id bigint NOT NULL,
+    at timestamp with time zone DEFAULT now() NOT NULL,
+    action text NOT NULL,
+    job_id uuid,
+    tenant text COLLATE pg_catalog."C",
+    target text,
+    from_status text,
+    to_status text,
+    reason text NOT NULL,
+    session_user_name text NOT NULL,
+    actor text,
+    application_name text,
+    client_addr inet,
+    details jsonb
+);
+
+CREATE FUNCTION jobqueue.http_audit_row(_line jobqueue.audit, _traces boolean) RETURNS json
+    LANGUAGE sql STABLE;
+
+CREATE FUNCTION jobqueue.http_batch(_role text, _tenants text, _id uuid) RETURNS text
+    LANGUAGE plpgsql;
+
+CREATE FUNCTION jobqueue.http_bulk(_role text, _tenants text, _actor text, _body jsonb, _owner text, _key text, _fingerprint text, OUT body text, OUT replayed boolean) RETURNS record
+    LANGUAGE plpgsql;
+
+CREATE FUNCTION jobqueue.http_bulk_read(_role text, _tenants text, _id uuid) RETURNS text
+    LANGUAGE plpgsql;
+
+CREATE FUNCTION jobqueue.http_bulk_row(_id uuid) RETURNS text
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.http_bulk_start(_body jsonb, _ids uuid[], _tenant text) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.http_bulk_tenant(_named text) RETURNS text
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.http_candidates(_statuses jsonb) RETURNS uuid[]
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off';
+
+CREATE FUNCTION jobqueue.http_conditions(_filter jsonb) RETURNS text
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.http_context(_role text, _tenants text, _read_only boolean) RETURNS void
+    LANGUAGE plpgsql;
+
+CREATE FUNCTION jobqueue.http_counts(_filter jsonb, OUT counts jsonb, OUT capped boolean) RETURNS record
+    LANGUAGE plpgsql STABLE
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_sort TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.http_delete(_role text, _tenants text, _actor text, _id uuid, _reason text) RETURNS text
+    LANGUAGE plpgsql;
+
+CREATE FUNCTION jobqueue.http_fields() RETURNS text[]
+    LANGUAGE sql STABLE;
+
+CREATE FUNCTION jobqueue.http_flow(_role text, _tenants text, _id uuid) RETURNS text
+    LANGUAGE plpgsql;
+
+CREATE FUNCTION jobqueue.http_found(_filter jsonb, _after_at timestamp with time zone, _after_id uuid, _most integer, _skip integer) RETURNS TABLE(id uuid, created_at timestamp with time zone)
+    LANGUAGE plpgsql STABLE
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_sort TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.http_history(_role text, _tenants text, _id uuid, _what text, _traces boolean) RETURNS text
     LANGUAGE plpgsql;
 
 CREATE FUNCTION jobqueue.http_job(_role text, _tenants text, _id uuid, _etags text[], _fields text[], _include text[], _traces boolean, OUT etag text, OUT version bigint, OUT status text, OUT alive boolean, OUT due_in double precision, OUT ends_in double precision, OUT body text) RETURNS record
@@ -569,8 +993,22 @@ CREATE FUNCTION jobqueue.http_job_body(_id uuid, _fields text[], _include text[]
 CREATE FUNCTION jobqueue.http_job_state(_id uuid, _etags text[], _fields text[], _include text[], _traces boolean, OUT etag text, OUT version bigint, OUT status text, OUT alive boolean, OUT due_in double precision, OUT ends_in double precision, OUT body text) RETURNS record
     LANGUAGE plpgsql;
 
+CREATE FUNCTION jobqueue.http_jobs(_role text, _tenants text, _filter jsonb, _after_at timestamp with time zone, _after_id uuid, _most integer, _skip integer, _fields text[]) RETURNS TABLE(total bigint, id uuid, created_at timestamp with time zone, body text)
+    LANGUAGE plpgsql;
+
 CREATE FUNCTION jobqueue.http_keep_key(_owner text, _key text, _ids uuid[]) RETURNS void
     LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.http_list(_role text, _tenants text, _what text) RETURNS text
+    LANGUAGE plpgsql;
+
+CREATE FUNCTION jobqueue.http_move(_id uuid, _run_at jsonb, _reason text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.http_names(_value jsonb, _name text) RETURNS text[]
+    LANGUAGE plpgsql IMMUTABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.http_queue_position(_id uuid) RETURNS integer
@@ -579,6 +1017,22 @@ CREATE FUNCTION jobqueue.http_queue_position(_id uuid) RETURNS integer
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
     SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.http_queue_rows(_name text) RETURNS SETOF text
+    LANGUAGE sql STABLE;
+
+CREATE FUNCTION jobqueue.http_ready(_queue text) RETURNS bigint
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.http_reason(_reason text) RETURNS text
+    LANGUAGE sql IMMUTABLE;
+
+CREATE FUNCTION jobqueue.http_seconds(_duration interval) RETURNS double precision
+    LANGUAGE sql IMMUTABLE;
 
 CREATE FUNCTION jobqueue.http_send(_role text, _tenants text, _body jsonb, _fixed jsonb, _create_queues boolean, _owner text, _key text, _fingerprint text) RETURNS TABLE(replayed boolean, id uuid, created boolean, reason text, etag text, version bigint, status text, alive boolean, due_in double precision, ends_in double precision, body text)
     LANGUAGE plpgsql;
@@ -591,9 +1045,37 @@ CREATE FUNCTION jobqueue.http_send_one(_job jsonb, _fixed jsonb, _create_queues 
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.http_signals(_role text, _ids uuid[]) RETURNS TABLE(id uuid, tenant text, signal text)
+    LANGUAGE plpgsql;
+
+CREATE FUNCTION jobqueue.http_snapshots(_role text, _ids uuid[]) RETURNS TABLE(id uuid, version bigint, status text, alive boolean, body text)
+    LANGUAGE plpgsql;
+
+CREATE FUNCTION jobqueue.http_some(_id uuid, _fields text[], _omitted text[]) RETURNS text
+    LANGUAGE plpgsql;
+
+CREATE FUNCTION jobqueue.http_stats(_role text, _tenants text, _filter jsonb, OUT counts text, OUT capped boolean) RETURNS record
+    LANGUAGE plpgsql;
+
+CREATE FUNCTION jobqueue.http_summary(_role text, _tenants text) RETURNS text
+    LANGUAGE plpgsql;
+
 CREATE FUNCTION jobqueue.http_take_key(_owner text, _key text, _fingerprint text) RETURNS uuid[]
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.http_tenants(_named jsonb) RETURNS SETOF text
+    LANGUAGE plpgsql STABLE
+    SET enable_seqscan TO 'off';
+
+CREATE FUNCTION jobqueue.http_total(_filter jsonb, _most integer) RETURNS bigint
+    LANGUAGE plpgsql STABLE
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_sort TO 'off'
+    SET jit TO 'off';
 
 CREATE FUNCTION jobqueue.http_versions(_role text, _ids uuid[]) RETURNS TABLE(id uuid, version bigint, alive boolean)
     LANGUAGE plpgsql;
@@ -603,6 +1085,15 @@ CREATE FUNCTION jobqueue.http_watch(_role text, _topics text[], _duration interv
 
 CREATE FUNCTION jobqueue.http_with(_object text, _key text, _list json) RETURNS text
     LANGUAGE sql IMMUTABLE;
+
+CREATE FUNCTION jobqueue.in_strict_order(_arrivals jobqueue.admission_line[], _floor bigint) RETURNS jobqueue.admission_line[]
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
 
 CREATE FUNCTION jobqueue.interval_tick_after(_spec jsonb, _zone text, _after timestamp with time zone) RETURNS timestamp with time zone
     LANGUAGE plpgsql STABLE
@@ -626,6 +1117,17 @@ CREATE FUNCTION jobqueue.is_pausable(_job jobqueue.job) RETURNS boolean
 CREATE FUNCTION jobqueue.is_plain(_queue jobqueue.queue) RETURNS boolean
     LANGUAGE sql IMMUTABLE;
 
+CREATE FUNCTION jobqueue.is_plain_element(_element jsonb) RETURNS boolean
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.is_plain_job(_element jsonb) RETURNS boolean
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.is_set_aside(_tenant text, _job_type text) RETURNS boolean
+    LANGUAGE sql STABLE;
+
 CREATE FUNCTION jobqueue.is_too_large(_value jsonb, _what text, _default bigint) RETURNS boolean
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
@@ -633,6 +1135,9 @@ CREATE FUNCTION jobqueue.is_too_large(_value jsonb, _what text, _default bigint)
 CREATE FUNCTION jobqueue.is_uuid(_text text) RETURNS boolean
     LANGUAGE sql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.is_waited_for(_status text, _on_failure text) RETURNS boolean
+    LANGUAGE sql IMMUTABLE;
 
 CREATE FUNCTION jobqueue.job_options() RETURNS text[]
     LANGUAGE sql IMMUTABLE PARALLEL SAFE;
@@ -644,10 +1149,32 @@ CREATE FUNCTION jobqueue.jobs_ahead(_job jobqueue.job) RETURNS integer
     SET enable_bitmapscan TO 'off'
     SET jit TO 'off';
 
+CREATE FUNCTION jobqueue.join_line(_ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.json_names(_value jsonb, _name text) RETURNS text[]
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.keep_senders_out(_name text) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
     SET lock_timeout TO '3 s';
+
+CREATE FUNCTION jobqueue.keep_statistics() RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.keep_ticket(_hash bytea, _principal jsonb, _path text, _lasts interval DEFAULT '00:01:00'::interval) RETURNS timestamp with time zone
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.kept_options(_options jsonb) RETURNS jsonb
     LANGUAGE plpgsql STABLE
@@ -657,11 +1184,94 @@ CREATE FUNCTION jobqueue.last_checkpoint(id uuid, token uuid) RETURNS TABLE(stag
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.late_estimate(_job_type text, _started_at timestamp with time zone, _ends timestamp with time zone) RETURNS timestamp with time zone
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.learn_estimates(_from uuid, _max integer, OUT learned integer, OUT next_from uuid) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.leave_batches(_batches uuid[], _statuses text[]) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.leave_flows(_ids uuid[], _statuses text[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.leave_line(_job jobqueue.job, _to text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.left_of(_prior double precision, _elapsed double precision, _fraction double precision) RETURNS double precision
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.line_of(_job jobqueue.job, _queue jobqueue.queue) RETURNS jobqueue.admission_line
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.local_next(_spec jsonb, _after timestamp without time zone) RETURNS timestamp without time zone
     LANGUAGE sql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
 
+CREATE TABLE jobqueue.api_key (
+    id text NOT NULL COLLATE pg_catalog."C",
+    name text NOT NULL,
+    secret_hash bytea NOT NULL,
+    previous_hash bytea,
+    previous_until timestamp with time zone,
+    tenants text[] NOT NULL,
+    scopes text[] NOT NULL,
+    subject text,
+    act_as boolean DEFAULT false NOT NULL,
+    quota_reads integer,
+    quota_writes integer,
+    quota_streams integer,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    created_by text NOT NULL,
+    expires_at timestamp with time zone,
+    rotated_at timestamp with time zone,
+    revoked_at timestamp with time zone,
+    revoke_reason text,
+    last_used_at timestamp with time zone,
+    CONSTRAINT api_key_hashes_are_sha256 CHECK (((length(secret_hash) = 32) AND ((previous_hash IS NULL) OR (length(previous_hash) = 32)))),
+    CONSTRAINT api_key_id_is_plain CHECK ((id ~ '^[A-Za-z0-9]{8,40}$'::text)),
+    CONSTRAINT api_key_is_named CHECK (((name <> ''::text) AND (length(name) <= 200))),
+    CONSTRAINT api_key_overlap_has_an_end CHECK (((previous_hash IS NULL) = (previous_until IS NULL))),
+    CONSTRAINT api_key_quotas_are_positive CHECK ((LEAST(quota_reads, quota_writes, quota_streams) > 0)),
+    CONSTRAINT api_key_scopes_are_known CHECK (((cardinality(scopes) > 0) AND (scopes <@ ARRAY['jobs:read'::text, 'jobs:write'::text, 'jobs:act'::text, 'metrics'::text, 'admin'::text]))),
+    CONSTRAINT api_key_tenants_are_named CHECK (((cardinality(tenants) > 0) AND (array_position(tenants, ''::text) IS NULL) AND (array_to_string(tenants, ''::text) !~ '[,\x01-\x1f\x7f]'::text) AND (('*'::text <> ALL (tenants)) OR (tenants = ARRAY['*'::text]))))
+)
+WITH (fillfactor='70');
+
+CREATE FUNCTION jobqueue.lock_api_key(_id text) RETURNS jobqueue.api_key
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.lock_below(_parents uuid[]) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
 CREATE FUNCTION jobqueue.lock_claim(_id uuid, _token uuid) RETURNS jobqueue.job
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.lock_flow(_plan jobqueue.flow_plan) RETURNS jobqueue.flow_plan
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
@@ -687,6 +1297,14 @@ CREATE FUNCTION jobqueue.lock_job_type(_name text) RETURNS jobqueue.job_type
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.lock_parents(_ids uuid[], _tenant text) RETURNS TABLE(id uuid, status text)
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
 CREATE FUNCTION jobqueue.lock_queue(_name text) RETURNS jobqueue.queue
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -695,9 +1313,35 @@ CREATE FUNCTION jobqueue.lock_schedule(_name text) RETURNS jobqueue.schedule
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.look_again() RETURNS integer
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.look_at_batch(_id uuid) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
 CREATE FUNCTION jobqueue.maintain(_worker uuid DEFAULT NULL::uuid, _only text[] DEFAULT NULL::text[]) RETURNS TABLE(step text, done bigint, next_due timestamp with time zone)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.make_ready(_queue jobqueue.queue, _rows jobqueue.admission_line[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET enable_sort TO 'off'
+    SET jit TO 'off';
 
 CREATE FUNCTION jobqueue.mark_done(id uuid, token uuid, keys text[]) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
@@ -705,6 +1349,34 @@ CREATE FUNCTION jobqueue.mark_done(id uuid, token uuid, keys text[]) RETURNS int
 
 CREATE FUNCTION jobqueue.matches(_job jobqueue.job, _filter jsonb) RETURNS boolean
     LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE TABLE jobqueue.statistic (
+    queue text NOT NULL COLLATE pg_catalog."C",
+    begins_at timestamp with time zone NOT NULL,
+    minutes smallint NOT NULL,
+    sent bigint DEFAULT 0 NOT NULL,
+    completed bigint DEFAULT 0 NOT NULL,
+    failed bigint DEFAULT 0 NOT NULL,
+    failed_attempts bigint DEFAULT 0 NOT NULL,
+    retried bigint DEFAULT 0 NOT NULL,
+    wait_seconds double precision DEFAULT 0 NOT NULL,
+    run_seconds double precision DEFAULT 0 NOT NULL,
+    waits bigint[] DEFAULT '{}'::bigint[] NOT NULL,
+    runs bigint[] DEFAULT '{}'::bigint[] NOT NULL,
+    ready integer,
+    scheduled integer,
+    blocked integer,
+    processing integer,
+    paused integer,
+    failed_jobs integer,
+    oldest_ready_seconds double precision,
+    CONSTRAINT statistic_minutes_are_known CHECK ((minutes = ANY (ARRAY[1, 60])))
+)
+WITH (fillfactor='70');
+
+CREATE FUNCTION jobqueue.merge_statistic(_row jobqueue.statistic) RETURNS void
+    LANGUAGE sql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.moment_of(_zone text, _local timestamp without time zone, OUT at timestamp with time zone, OUT skipped boolean) RETURNS record
@@ -715,6 +1387,28 @@ CREATE FUNCTION jobqueue.new_job(_queue jobqueue.queue, _payload jsonb, _options
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE TABLE jobqueue.bulk_operation (
+    id uuid DEFAULT jobqueue.new_id() NOT NULL,
+    tenant text NOT NULL COLLATE pg_catalog."C",
+    action text NOT NULL,
+    reason text NOT NULL,
+    actor text,
+    ids uuid[] NOT NULL,
+    done integer DEFAULT 0 NOT NULL,
+    counts jsonb DEFAULT '{}'::jsonb NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    ended_at timestamp with time zone,
+    CONSTRAINT bulk_operation_action_is_known CHECK ((action = ANY (ARRAY['cancel'::text, 'pause'::text, 'resume'::text, 'retry'::text, 'restart'::text, 'skip'::text, 'run_now'::text, 'delete'::text]))),
+    CONSTRAINT bulk_operation_is_counted CHECK (((done >= 0) AND (done <= cardinality(ids))))
+)
+WITH (fillfactor='70');
+
+ALTER TABLE ONLY jobqueue.bulk_operation ALTER COLUMN ids SET STORAGE EXTERNAL;
+
+CREATE FUNCTION jobqueue.next_bulk(_worker uuid) RETURNS jobqueue.bulk_operation
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.next_due(_queues text[] DEFAULT NULL::text[]) RETURNS timestamp with time zone
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
@@ -722,6 +1416,10 @@ CREATE FUNCTION jobqueue.next_due(_queues text[] DEFAULT NULL::text[]) RETURNS t
     SET enable_bitmapscan TO 'off'
     SET enable_sort TO 'off'
     SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.next_estimate(_job jobqueue.job) RETURNS timestamp with time zone
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.next_ready() RETURNS bigint
     LANGUAGE sql;
@@ -734,12 +1432,94 @@ CREATE FUNCTION jobqueue.note_action(_action text, _job uuid, _tenant text, _tar
     LANGUAGE sql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.note_attempt(_job jobqueue.job, _outcome text, _to text) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.note_completed(_ids uuid[]) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.note_failure(_id uuid) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.note_stage(_job jobqueue.job, _stage text, _took double precision) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.note_starts(_queue jobqueue.queue, _ids uuid[]) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.oldest_ready(_queue text, _number integer) RETURNS double precision
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_sort TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.open_notes(_max integer) RETURNS bigint[]
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_sort TO 'off'
+    SET jit TO 'off';
+
 CREATE FUNCTION jobqueue.option_interval(_options jsonb, _name text, _default interval) RETURNS interval
     LANGUAGE sql IMMUTABLE;
 
 CREATE FUNCTION jobqueue.options_of_copy(_copy jobqueue.job) RETURNS jsonb
-    LANGUAGE sql IMMUTABLE
+    LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.ordered_flow(_plan jobqueue.flow_plan) RETURNS jobqueue.flow_plan
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_nestloop TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.other_jobs(_plan jobqueue.flow_plan, _queues text[]) RETURNS TABLE(place bigint, i bigint, ref text, id uuid, q text, payload jsonb, w integer, has_children boolean, options jsonb)
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_nestloop TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.parent_list(_options jsonb) RETURNS TABLE(id uuid, on_failure text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.parents(job_id uuid) RETURNS TABLE(id uuid, ref text, queue text, job_type text, status text, on_failure text, result jsonb, display_name text)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.pass_gate(_queue jobqueue.queue, _arrivals jobqueue.admission_line[], _demand integer, _last_lane text) RETURNS jobqueue.admission_line[]
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.pass_stage(_queue jobqueue.queue, _stage integer, _arrivals jobqueue.admission_line[], _freed text[]) RETURNS jobqueue.admission_line[]
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
 
 CREATE FUNCTION jobqueue.pause(id uuid, reason text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
@@ -761,6 +1541,10 @@ CREATE FUNCTION jobqueue.pause_tenant(name text, reason text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.percentile(_bins bigint[], _share double precision) RETURNS double precision
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
 CREATE FUNCTION jobqueue.policy_key(_tenant text, _key text) RETURNS text
     LANGUAGE sql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
@@ -776,6 +1560,124 @@ CREATE FUNCTION jobqueue.preview_schedule(expression text, time_zone text DEFAUL
 CREATE FUNCTION jobqueue.prioritize(id uuid, priority integer, reason text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.procrastinate_adopt_queue(_name text, _locks boolean) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.procrastinate_cancel(_id uuid, _abort boolean, _delete boolean) RETURNS uuid
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.procrastinate_change(_job jobqueue.job, _end jsonb) RETURNS jobqueue.job
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.procrastinate_counts(_by text, _queue text, _task text, _status text, _lock text) RETURNS TABLE(name text, jobs_count bigint, stats jsonb)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.procrastinate_defer(_jobs jsonb) RETURNS SETOF uuid
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.procrastinate_defer_periodic(_name text, _tick bigint, _job jsonb) RETURNS uuid
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.procrastinate_delete_old(_hours double precision, _queue text, _statuses text[]) RETURNS bigint
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET plan_cache_mode TO 'force_custom_plan';
+
+CREATE FUNCTION jobqueue.procrastinate_end(_job jobqueue.job, _end jsonb) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.procrastinate_finish(_id uuid, _end jsonb) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.procrastinate_flags(_queue jobqueue.queue, _lock text) RETURNS integer
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.procrastinate_holder(_key text) RETURNS uuid
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.procrastinate_job_status(_id uuid) RETURNS SETOF text
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.procrastinate_jobs(_id uuid, _queue text, _task text, _status text, _lock text, _queueing_lock text, _worker uuid) RETURNS TABLE(id uuid, queue_name text, task_name text, priority integer, lock text, queueing_lock text, args jsonb, status text, scheduled_at timestamp with time zone, attempts integer, abort_requested boolean, worker_id uuid)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan';
+
+CREATE FUNCTION jobqueue.procrastinate_options(_options jsonb, _queueing_lock text) RETURNS jsonb
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.procrastinate_prune(_seconds double precision) RETURNS SETOF uuid
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.procrastinate_queue(_name text, _locks boolean) RETURNS jobqueue.queue
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.procrastinate_queues() RETURNS SETOF text
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.procrastinate_retry(_id uuid, _token uuid, ending jsonb) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.procrastinate_retry_claim(_job jobqueue.job, _end jsonb, _error jsonb) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.procrastinate_settle(_ends jsonb) RETURNS TABLE(id uuid, outcome text)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.procrastinate_stalled(_silent double precision, _started double precision, _queue text, _task text) RETURNS TABLE(id uuid, queue_name text, task_name text, priority integer, lock text, queueing_lock text, args jsonb, status text, scheduled_at timestamp with time zone, attempts integer, abort_requested boolean, worker_id uuid)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.procrastinate_start(_id uuid, _token uuid) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.procrastinate_status(_job jobqueue.job) RETURNS text
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.procrastinate_tick(_name text, _queue text, _task text, _tick bigint) RETURNS boolean
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.procrastinate_to_abort(_queue text) RETURNS SETOF uuid
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
 
 CREATE FUNCTION jobqueue.progress(id uuid, token uuid, pct integer DEFAULT NULL::integer, message text DEFAULT NULL::text, data jsonb DEFAULT NULL::jsonb) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
@@ -819,12 +1721,25 @@ CREATE FUNCTION jobqueue.queue_for_send(_name text) RETURNS jobqueue.queue
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.queue_gauges(_queue text DEFAULT NULL::text) RETURNS TABLE(queue text, ready integer, scheduled integer, blocked integer, processing integer, paused integer, failed_jobs integer, oldest_ready_seconds double precision)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
 CREATE FUNCTION jobqueue.queue_names() RETURNS TABLE(name text, number integer)
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.queue_options() RETURNS text[]
     LANGUAGE sql IMMUTABLE PARALLEL SAFE;
+
+CREATE FUNCTION jobqueue.queue_stats(queue text DEFAULT NULL::text, since timestamp with time zone DEFAULT NULL::timestamp with time zone, until timestamp with time zone DEFAULT NULL::timestamp with time zone, bucket interval DEFAULT NULL::interval) RETURNS TABLE(begins_at timestamp with time zone, ends_at timestamp with time zone, sent bigint, completed bigint, failed bigint, failed_attempts bigint, retried bigint, throughput double precision, wait_mean double precision, wait_p50 double precision, wait_p95 double precision, wait_p99 double precision, run_mean double precision, run_p50 double precision, run_p95 double precision, run_p99 double precision, ready integer, scheduled integer, blocked integer, processing integer, paused integer, failed_jobs integer, oldest_ready_seconds double precision)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET jit TO 'off';
 
 CREATE FUNCTION jobqueue.queue_values(_queue jobqueue.queue) RETURNS jsonb
     LANGUAGE sql STABLE
@@ -833,6 +1748,46 @@ CREATE FUNCTION jobqueue.queue_values(_queue jobqueue.queue) RETURNS jsonb
 CREATE FUNCTION jobqueue.queue_with(_queue jobqueue.queue, _options jsonb) RETURNS jobqueue.queue
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.queue_with_limits(_queue jobqueue.queue, _options jsonb) RETURNS jobqueue.queue
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE TABLE jobqueue.admission (
+    queue_number integer NOT NULL,
+    floor bigint DEFAULT 0 NOT NULL,
+    next_floor bigint DEFAULT 0 NOT NULL,
+    next_xid xid8 DEFAULT '0'::xid8 NOT NULL,
+    last_lane text DEFAULT ''::text NOT NULL COLLATE pg_catalog."C"
+)
+WITH (fillfactor='50');
+
+CREATE FUNCTION jobqueue.raise_floor(_admission jobqueue.admission) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.read_flow(_jobs jsonb) RETURNS jobqueue.flow_plan
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.readmit_queue(_queue jobqueue.queue) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.recount_slots(_queue jobqueue.queue) RETURNS integer
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
 
 CREATE FUNCTION jobqueue.redrive(dead_letter text, options jsonb DEFAULT '{}'::jsonb, OUT redriven bigint, OUT sent bigint, OUT conflicts bigint, OUT unroutable bigint) RETURNS record
     LANGUAGE plpgsql SECURITY DEFINER
@@ -848,6 +1803,18 @@ CREATE FUNCTION jobqueue.redrive_options() RETURNS text[]
 CREATE FUNCTION jobqueue.refuse(_sqlstate text, _code text, _message text, _hint text DEFAULT ''::text, _details jsonb DEFAULT '{}'::jsonb) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.refuse_batch(_id uuid) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.refuse_cycle(_plan jobqueue.flow_plan, _ordered integer[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.refuse_element(_index bigint, _ref text, _state text, _message text, _hint text, _detail jsonb) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.refuse_job(_id uuid) RETURNS void
     LANGUAGE plpgsql
@@ -889,9 +1856,21 @@ CREATE FUNCTION jobqueue.register_worker(_worker uuid, _info jsonb) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.reject_checkpoint(id uuid, token uuid, why text) RETURNS text
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.release(id uuid, token uuid) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.release_children(_parents uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
 
 CREATE FUNCTION jobqueue.release_many(_ids uuid[], _tokens uuid[]) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
@@ -915,6 +1894,19 @@ CREATE FUNCTION jobqueue.remove_old(_from uuid, _max integer, OUT removed intege
     SET enable_sort TO 'off'
     SET jit TO 'off';
 
+CREATE FUNCTION jobqueue.remove_old_batches() RETURNS integer
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.remove_stage_history(_from uuid, _max integer, OUT removed integer, OUT next_from uuid) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
 CREATE FUNCTION jobqueue.render_label(_label text, _payload jsonb, _metadata jsonb) RETURNS text
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
@@ -931,6 +1923,12 @@ CREATE FUNCTION jobqueue.rescue(_max integer) RETURNS integer
 CREATE FUNCTION jobqueue.rescue_one(_job jobqueue.job) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.resolve_flow(_plan jobqueue.flow_plan) RETURNS jobqueue.flow_plan
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_nestloop TO 'off'
+    SET jit TO 'off';
 
 CREATE FUNCTION jobqueue.restamp_jobs(_old jobqueue.queue, _new jobqueue.queue) RETURNS void
     LANGUAGE plpgsql
@@ -962,6 +1960,18 @@ CREATE FUNCTION jobqueue.retry(id uuid, reason text, from_start boolean DEFAULT 
 
 CREATE FUNCTION jobqueue.retry_delay_of(_options jsonb, _queue jobqueue.queue, _n integer) RETURNS interval
     LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.retry_key(_job jobqueue.job) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.revoke_api_key(id text, reason text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.rotate_api_key(id text, secret_hash bytea, overlap interval DEFAULT '1 day'::interval, reason text DEFAULT 'rotated'::text) RETURNS void
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.rrule_next(_spec jsonb, _after timestamp without time zone) RETURNS timestamp without time zone
@@ -1044,6 +2054,16 @@ CREATE FUNCTION jobqueue.rule_zone(_expression text, _zone text) RETURNS text
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.run_bulk(_worker uuid, _max integer DEFAULT 500) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET "jobqueue.tenants" TO '*'
+    SET "jobqueue.actor" TO '';
+
+CREATE FUNCTION jobqueue.run_expectation(_job_type text) RETURNS double precision
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.run_now(id uuid, reason text) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -1057,6 +2077,19 @@ CREATE FUNCTION jobqueue.run_schedules(_max integer DEFAULT 500, OUT sent intege
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
     SET "jobqueue.tenants" TO '*';
 
+CREATE FUNCTION jobqueue.sample_runs(_since timestamp with time zone) RETURNS integer
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.sample_statistics(_state jsonb, OUT sampled integer, OUT state jsonb) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.schedule(name text, queue text, expression text, payload jsonb DEFAULT '{}'::jsonb, options jsonb DEFAULT '{}'::jsonb) RETURNS timestamp with time zone
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -1067,6 +2100,15 @@ CREATE FUNCTION jobqueue.schedule_options() RETURNS text[]
 CREATE FUNCTION jobqueue.schedule_spec(_expression text, _zone text, _starts timestamp with time zone) RETURNS jsonb
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.seconds_left(_job jobqueue.job) RETURNS double precision
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
 
 CREATE FUNCTION jobqueue.see_worker(_worker uuid) RETURNS void
     LANGUAGE plpgsql
@@ -1084,9 +2126,19 @@ CREATE FUNCTION jobqueue.send(queue text, payload jsonb DEFAULT '{}'::jsonb, opt
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.send_callback(_id uuid) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.send_each(_queue jobqueue.queue, _jobs jsonb) RETURNS TABLE(id uuid, created boolean, reason text)
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.send_flow(jobs jsonb) RETURNS TABLE(ref text, id uuid)
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off';
 
 CREATE FUNCTION jobqueue.send_many(queue text, jobs jsonb) RETURNS TABLE(id uuid, created boolean, reason text)
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1096,6 +2148,17 @@ CREATE FUNCTION jobqueue.send_many(queue text, jobs jsonb) RETURNS TABLE(id uuid
 
 CREATE FUNCTION jobqueue.send_one(_queue jobqueue.queue, _payload jsonb, _options jsonb, OUT id uuid, OUT created boolean, OUT reason text, OUT due timestamp with time zone) RETURNS record
     LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.sent_in(_minute timestamp with time zone, _queue text DEFAULT NULL::text) RETURNS TABLE(queue text, sent bigint)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.set_estimates(defaults jsonb) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.setting_of(_name text, _default jsonb) RETURNS jsonb
@@ -1137,6 +2200,12 @@ CREATE FUNCTION jobqueue.stage(id uuid, token uuid, stage text, status text, det
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.stage_limit(_queue jobqueue.queue, _stage integer, _tier text) RETURNS integer
+    LANGUAGE sql IMMUTABLE;
+
+CREATE FUNCTION jobqueue.stage_line(_row jobqueue.admission_line, _stage integer) RETURNS text
+    LANGUAGE sql IMMUTABLE;
+
 CREATE FUNCTION jobqueue.stage_list(_stages jsonb) RETURNS TABLE(name text, "position" integer, weight double precision)
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -1145,11 +2214,39 @@ CREATE FUNCTION jobqueue.stage_output(id uuid, token uuid, stage text) RETURNS j
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.stage_sums(_job jobqueue.job) RETURNS TABLE(n bigint, usual double precision, foretold double precision, took double precision, took_all double precision, weight_done double precision, weight_known double precision, now_started timestamp with time zone, now_by_units double precision, now_usual double precision, now_weight double precision, rest_by_units double precision, rest_usual double precision, rest_weight double precision)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.stages_left(_job jobqueue.job) RETURNS double precision
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
 CREATE FUNCTION jobqueue.stamped_expiry(_job jobqueue.job, _old jobqueue.queue, _new jobqueue.queue) RETURNS timestamp with time zone
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.stamped_flags(_job jobqueue.job, _queue jobqueue.queue) RETURNS integer
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.statistics_between(_queue text, _from timestamp with time zone, _until timestamp with time zone) RETURNS SETOF jobqueue.statistic
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.statistics_now(_queue text, _minute timestamp with time zone) RETURNS SETOF jobqueue.statistic
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
@@ -1165,11 +2262,25 @@ CREATE FUNCTION jobqueue.stop_worker(_worker uuid) RETURNS void
     LANGUAGE sql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.store_flow(_plan jobqueue.flow_plan) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.store_held(_job jobqueue.job) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.store_job(_job jobqueue.job, _options jsonb, _policy text, OUT id uuid, OUT created boolean, OUT reason text, OUT due timestamp with time zone) RETURNS record
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
-CREATE FUNCTION jobqueue.store_progress(_id uuid, _token uuid, _pct integer, _message text, _data jsonb) RETURNS boolean
+CREATE FUNCTION jobqueue.store_plain_jobs(_plan jobqueue.flow_plan, _queues text[]) RETURNS void
+    LANGUAGE sql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_nestloop TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.store_progress(_id uuid, _token uuid, _pct integer, _message text, _data jsonb) RETURNS text
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
@@ -1177,9 +2288,64 @@ CREATE FUNCTION jobqueue.store_queue(_queue jobqueue.queue) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.store_stage(_job jobqueue.job, _stage text, _status text, _known integer) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.strike_children(_parents uuid[], _children uuid[]) RETURNS uuid[]
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
 CREATE FUNCTION jobqueue.subscribe(event text, queue text) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.sum_notes(_ids bigint[]) RETURNS SETOF jobqueue.statistic
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.take_back_ready(_tenant text, _job_type text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.take_notes(_queue_number integer, _floor bigint, OUT stages integer[], OUT lines text[]) RETURNS record
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.take_quota(_owner text, _bucket text, _limit integer, _want integer, OUT granted integer, OUT remaining integer, OUT ends bigint, OUT ends_in double precision) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.tend_admission() RETURNS integer
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.tend_batches(_max integer) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
 
 CREATE FUNCTION jobqueue.tick_after(_spec jsonb, _after timestamp with time zone) RETURNS timestamp with time zone
     LANGUAGE plpgsql STABLE
@@ -1193,6 +2359,20 @@ CREATE FUNCTION jobqueue.ticks_between(_spec jsonb, _from timestamp with time zo
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.tie_flow(_plan jobqueue.flow_plan) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_nestloop TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.tie_to_parents(_job jobqueue.job, _options jsonb) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
 CREATE FUNCTION jobqueue.time_at_or_after(_hours integer[], _minutes integer[], _seconds integer[], _from time without time zone) RETURNS time without time zone
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
@@ -1204,6 +2384,10 @@ CREATE FUNCTION jobqueue.to_bigint(_value jsonb, _name text) RETURNS bigint
 CREATE FUNCTION jobqueue.to_boolean(_value jsonb, _name text) RETURNS boolean
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.to_group_limits(_value jsonb) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.to_id(_value jsonb) RETURNS uuid
     LANGUAGE plpgsql STABLE
@@ -1221,6 +2405,10 @@ CREATE FUNCTION jobqueue.to_interval(_value jsonb, _name text) RETURNS interval
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
 
+CREATE FUNCTION jobqueue.to_rate(_value jsonb) RETURNS jsonb
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.to_text(_value jsonb, _name text, _most integer) RETURNS text
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
@@ -1235,6 +2423,10 @@ CREATE FUNCTION jobqueue.to_weight(_value jsonb, _name text) RETURNS double prec
 
 CREATE FUNCTION jobqueue.unschedule(name text) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.unseen_stages(_job jobqueue.job, _named integer, _ratio double precision, _per_weight double precision) RETURNS double precision
+    LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.unsubscribe(event text, queue text) RETURNS boolean
@@ -1253,6 +2445,10 @@ CREATE FUNCTION jobqueue.upsert(queue text, payload jsonb DEFAULT '{}'::jsonb, o
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.use_ticket(_hash bytea, _path text) RETURNS jsonb
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.utc_offset(_zone text, _at timestamp with time zone) RETURNS interval
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
@@ -1265,6 +2461,26 @@ CREATE FUNCTION jobqueue.visible_tenants() RETURNS text[]
     LANGUAGE sql STABLE PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp';
 
+CREATE FUNCTION jobqueue.wait_for_admitter(_queue_number integer) RETURNS boolean
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET lock_timeout TO '200ms';
+
+CREATE FUNCTION jobqueue.wait_for_parents(_job jobqueue.job, _options jsonb) RETURNS jobqueue.job
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.wait_of(_job jobqueue.job, OUT queue_position integer, OUT wait_seconds double precision) RETURNS record
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.waiting_job(_job jobqueue.job, _parents integer, _has_children boolean) RETURNS jobqueue.job
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.waiting_jobs(_queue text, _target jsonb) RETURNS uuid[]
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -1276,6 +2492,10 @@ CREATE FUNCTION jobqueue.wake(_queue text, _number integer) RETURNS void
 CREATE FUNCTION jobqueue.wake_many(_queues text[]) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.warnings() RETURNS TABLE(name text, status text, detail text, what_to_do text)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.watch(topic text, duration interval DEFAULT '00:01:00'::interval) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1293,23 +2513,6 @@ CREATE FUNCTION jobqueue.zone_name(_zone text) RETURNS text
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
-CREATE TABLE jobqueue.audit (
-    id bigint NOT NULL,
-    at timestamp with time zone DEFAULT now() NOT NULL,
-    action text NOT NULL,
-    job_id uuid,
-    tenant text COLLATE pg_catalog."C",
-    target text,
-    from_status text,
-    to_status text,
-    reason text NOT NULL,
-    session_user_name text NOT NULL,
-    actor text,
-    application_name text,
-    client_addr inet,
-    details jsonb
-);
-
 CREATE VIEW jobqueue.actions_taken WITH (security_invoker='true') AS
  SELECT id,
     at,
@@ -1326,6 +2529,58 @@ CREATE VIEW jobqueue.actions_taken WITH (security_invoker='true') AS
     client_addr,
     details
    FROM jobqueue.audit a;
+
+CREATE TABLE jobqueue.admission_note (
+    queue_number integer NOT NULL,
+    seq bigint NOT NULL,
+    stage smallint NOT NULL,
+    line text NOT NULL COLLATE pg_catalog."C",
+    slots integer NOT NULL,
+    due timestamp with time zone
+);
+
+CREATE TABLE jobqueue.admission_slot (
+    queue_number integer NOT NULL,
+    stage smallint NOT NULL,
+    line text NOT NULL COLLATE pg_catalog."C",
+    used integer DEFAULT 0 NOT NULL,
+    CONSTRAINT admission_slot_is_not_negative CHECK ((used >= 0))
+)
+WITH (fillfactor='50');
+
+CREATE TABLE jobqueue.api_key_state (
+    id boolean DEFAULT true NOT NULL,
+    version bigint DEFAULT 0 NOT NULL,
+    any_keys boolean DEFAULT false NOT NULL,
+    CONSTRAINT api_key_state_is_one_row CHECK (id)
+)
+WITH (fillfactor='50');
+
+CREATE VIEW jobqueue.api_keys WITH (security_invoker='true') AS
+ SELECT id,
+    name,
+        CASE
+            WHEN (revoked_at IS NOT NULL) THEN 'revoked'::text
+            WHEN (expires_at <= now()) THEN 'expired'::text
+            WHEN (previous_until > now()) THEN 'rotating'::text
+            ELSE 'active'::text
+        END AS state,
+    tenants,
+    scopes,
+    subject,
+    act_as,
+    quota_reads,
+    quota_writes,
+    quota_streams,
+    created_at,
+    created_by,
+    expires_at,
+    last_used_at,
+    rotated_at,
+    previous_until,
+    revoked_at,
+    revoke_reason
+   FROM jobqueue.api_key k;
 
 CREATE TABLE jobqueue.attempt (
     job_id uuid NOT NULL,
@@ -1379,6 +2634,45 @@ UNION ALL
 
 ALTER TABLE jobqueue.audit ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME jobqueue.audit_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE jobqueue.batch (
+    id uuid NOT NULL,
+    tenant text NOT NULL COLLATE pg_catalog."C",
+    name text,
+    metadata jsonb,
+    callback jsonb,
+    callback_on text DEFAULT 'ended'::text NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    closed_at timestamp with time zone,
+    witness_id uuid,
+    first_failed_at timestamp with time zone,
+    ended_at timestamp with time zone,
+    callback_at timestamp with time zone,
+    callback_job_id uuid,
+    callback_error text,
+    gone_completed bigint DEFAULT 0 NOT NULL,
+    gone_failed bigint DEFAULT 0 NOT NULL,
+    gone_cancelled bigint DEFAULT 0 NOT NULL,
+    gone_skipped bigint DEFAULT 0 NOT NULL,
+    CONSTRAINT batch_callback_on_is_known CHECK ((callback_on = ANY (ARRAY['ended'::text, 'first_failure'::text, 'either'::text]))),
+    CONSTRAINT batch_ends_once_closed CHECK (((ended_at IS NULL) OR (closed_at IS NOT NULL)))
+)
+WITH (fillfactor='50');
+
+CREATE TABLE jobqueue.batch_note (
+    id bigint NOT NULL,
+    batch_id uuid NOT NULL,
+    failed boolean DEFAULT false NOT NULL
+);
+
+ALTER TABLE jobqueue.batch_note ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME jobqueue.batch_note_id_seq
     START WITH 1
     INCREMENT BY 1
     NO MINVALUE
@@ -1444,6 +2738,44 @@ CREATE TABLE jobqueue.done_key (
     key text NOT NULL COLLATE pg_catalog."C",
     tenant text NOT NULL COLLATE pg_catalog."C",
     done_at timestamp with time zone DEFAULT now() NOT NULL
+);
+
+CREATE TABLE jobqueue.edge (
+    child_id uuid NOT NULL,
+    parent_id uuid NOT NULL,
+    tenant text NOT NULL COLLATE pg_catalog."C",
+    on_failure text DEFAULT 'wait'::text NOT NULL,
+    passed boolean DEFAULT false NOT NULL,
+    CONSTRAINT edge_on_failure_is_known CHECK ((on_failure = ANY (ARRAY['wait'::text, 'fail'::text, 'cancel'::text, 'run'::text])))
+);
+
+CREATE TABLE jobqueue.estimate (
+    job_type text NOT NULL COLLATE pg_catalog."C",
+    stage text NOT NULL COLLATE pg_catalog."C",
+    seconds double precision,
+    runs bigint DEFAULT 0 NOT NULL,
+    unit_seconds double precision,
+    unit_runs bigint DEFAULT 0 NOT NULL,
+    updated_at timestamp with time zone DEFAULT now() NOT NULL
+)
+WITH (fillfactor='50');
+
+CREATE TABLE jobqueue.flow (
+    id uuid NOT NULL,
+    tenant text NOT NULL COLLATE pg_catalog."C",
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    gone_completed bigint DEFAULT 0 NOT NULL,
+    gone_failed bigint DEFAULT 0 NOT NULL,
+    gone_cancelled bigint DEFAULT 0 NOT NULL,
+    gone_skipped bigint DEFAULT 0 NOT NULL
+)
+WITH (fillfactor='70');
+
+CREATE TABLE jobqueue.flow_member (
+    job_id uuid NOT NULL,
+    flow_id uuid NOT NULL,
+    tenant text NOT NULL COLLATE pg_catalog."C",
+    ref text
 );
 
 CREATE TABLE jobqueue.idempotency_key (
@@ -1515,6 +2847,14 @@ CREATE VIEW jobqueue.jobs WITH (security_invoker='true') AS
      LEFT JOIN jobqueue.job_type t ON ((t.name = j.job_type)))
      LEFT JOIN jobqueue.checkpoint c ON ((c.id = j.checkpoint_id)));
 
+CREATE TABLE jobqueue.key_generation (
+    queue text NOT NULL COLLATE pg_catalog."C",
+    key text NOT NULL COLLATE pg_catalog."C",
+    generation integer DEFAULT 0 NOT NULL,
+    used_at timestamp with time zone DEFAULT now() NOT NULL
+)
+WITH (fillfactor='50');
+
 CREATE TABLE jobqueue.maintenance (
     step text NOT NULL,
     every interval NOT NULL,
@@ -1561,6 +2901,16 @@ CREATE VIEW jobqueue.queues WITH (security_invoker='true') AS
     created_at,
     updated_at
    FROM jobqueue.queue q;
+
+CREATE TABLE jobqueue.quota_use (
+    owner text NOT NULL COLLATE pg_catalog."C",
+    bucket text NOT NULL COLLATE pg_catalog."C",
+    window_ends timestamp with time zone NOT NULL,
+    used integer NOT NULL,
+    CONSTRAINT quota_use_bucket_is_known CHECK ((bucket = ANY (ARRAY['reads'::text, 'writes'::text, 'streams'::text]))),
+    CONSTRAINT quota_use_is_counted CHECK ((used >= 0))
+)
+WITH (fillfactor='50');
 
 CREATE SEQUENCE jobqueue.ready_seq
     START WITH 1
@@ -1654,6 +3004,49 @@ CREATE VIEW jobqueue.stages WITH (security_invoker='true') AS
     output
    FROM jobqueue.stage s;
 
+CREATE TABLE jobqueue.standing (
+    queue text NOT NULL COLLATE pg_catalog."C",
+    blocked integer DEFAULT 0 NOT NULL,
+    paused integer DEFAULT 0 NOT NULL,
+    blocked_so_far integer DEFAULT 0 NOT NULL,
+    paused_so_far integer DEFAULT 0 NOT NULL
+)
+WITH (fillfactor='50');
+
+CREATE TABLE jobqueue.statistics_note (
+    id bigint NOT NULL,
+    noted_at timestamp with time zone DEFAULT now() NOT NULL,
+    queue text NOT NULL COLLATE pg_catalog."C",
+    completed integer DEFAULT 0 NOT NULL,
+    failed integer DEFAULT 0 NOT NULL,
+    failed_attempts integer DEFAULT 0 NOT NULL,
+    retried integer DEFAULT 0 NOT NULL,
+    waits real[],
+    runs real[]
+)
+WITH (toast_tuple_target='8160');
+
+ALTER TABLE ONLY jobqueue.statistics_note ALTER COLUMN waits SET STORAGE EXTERNAL;
+
+ALTER TABLE ONLY jobqueue.statistics_note ALTER COLUMN runs SET STORAGE EXTERNAL;
+
+ALTER TABLE jobqueue.statistics_note ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
+    SEQUENCE NAME jobqueue.statistics_note_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+CREATE TABLE jobqueue.stream_ticket (
+    hash bytea NOT NULL,
+    principal jsonb NOT NULL,
+    path text NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    CONSTRAINT stream_ticket_hash_is_sha256 CHECK ((length(hash) = 32))
+);
+
 CREATE TABLE jobqueue.subscription (
     event text NOT NULL COLLATE pg_catalog."C",
     queue text NOT NULL COLLATE pg_catalog."C",
@@ -1714,11 +3107,35 @@ CREATE VIEW jobqueue.workers WITH (security_invoker='true') AS
     drain_reason
    FROM jobqueue.worker w;
 
+ALTER TABLE ONLY jobqueue.admission_line
+    ADD CONSTRAINT admission_line_pkey PRIMARY KEY (job_id);
+
+ALTER TABLE ONLY jobqueue.admission
+    ADD CONSTRAINT admission_pkey PRIMARY KEY (queue_number);
+
+ALTER TABLE ONLY jobqueue.admission_slot
+    ADD CONSTRAINT admission_slot_pkey PRIMARY KEY (queue_number, stage, line);
+
+ALTER TABLE ONLY jobqueue.api_key
+    ADD CONSTRAINT api_key_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY jobqueue.api_key_state
+    ADD CONSTRAINT api_key_state_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY jobqueue.attempt
     ADD CONSTRAINT attempt_pkey PRIMARY KEY (job_id, attempt);
 
 ALTER TABLE ONLY jobqueue.audit
     ADD CONSTRAINT audit_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY jobqueue.batch_note
+    ADD CONSTRAINT batch_note_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY jobqueue.batch
+    ADD CONSTRAINT batch_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY jobqueue.bulk_operation
+    ADD CONSTRAINT bulk_operation_pkey PRIMARY KEY (id);
 
 ALTER TABLE ONLY jobqueue.checkpoint
     ADD CONSTRAINT checkpoint_pkey PRIMARY KEY (id);
@@ -1729,6 +3146,18 @@ ALTER TABLE ONLY jobqueue.claim_batch
 ALTER TABLE ONLY jobqueue.done_key
     ADD CONSTRAINT done_key_pkey PRIMARY KEY (job_id, key);
 
+ALTER TABLE ONLY jobqueue.edge
+    ADD CONSTRAINT edge_pkey PRIMARY KEY (child_id, parent_id);
+
+ALTER TABLE ONLY jobqueue.estimate
+    ADD CONSTRAINT estimate_pkey PRIMARY KEY (job_type, stage);
+
+ALTER TABLE ONLY jobqueue.flow_member
+    ADD CONSTRAINT flow_member_pkey PRIMARY KEY (job_id);
+
+ALTER TABLE ONLY jobqueue.flow
+    ADD CONSTRAINT flow_pkey PRIMARY KEY (id);
+
 ALTER TABLE ONLY jobqueue.idempotency_key
     ADD CONSTRAINT idempotency_key_pkey PRIMARY KEY (owner, key);
 
@@ -1738,14 +3167,23 @@ ALTER TABLE ONLY jobqueue.job
 ALTER TABLE ONLY jobqueue.job_type
     ADD CONSTRAINT job_type_pkey PRIMARY KEY (name);
 
+ALTER TABLE ONLY jobqueue.key_generation
+    ADD CONSTRAINT key_generation_pkey PRIMARY KEY (queue, key);
+
 ALTER TABLE ONLY jobqueue.maintenance
     ADD CONSTRAINT maintenance_pkey PRIMARY KEY (step);
+
+ALTER TABLE ONLY jobqueue.pace
+    ADD CONSTRAINT pace_pkey PRIMARY KEY (job_id, stage);
 
 ALTER TABLE ONLY jobqueue.queue
     ADD CONSTRAINT queue_number_key UNIQUE (number);
 
 ALTER TABLE ONLY jobqueue.queue
     ADD CONSTRAINT queue_pkey PRIMARY KEY (name);
+
+ALTER TABLE ONLY jobqueue.quota_use
+    ADD CONSTRAINT quota_use_pkey PRIMARY KEY (owner, bucket);
 
 ALTER TABLE ONLY jobqueue.schedule
     ADD CONSTRAINT schedule_pkey PRIMARY KEY (name);
@@ -1762,6 +3200,18 @@ ALTER TABLE ONLY jobqueue.setting
 ALTER TABLE ONLY jobqueue.stage
     ADD CONSTRAINT stage_pkey PRIMARY KEY (job_id, name);
 
+ALTER TABLE ONLY jobqueue.standing
+    ADD CONSTRAINT standing_pkey PRIMARY KEY (queue);
+
+ALTER TABLE ONLY jobqueue.statistic
+    ADD CONSTRAINT statistic_pkey PRIMARY KEY (queue, begins_at, minutes);
+
+ALTER TABLE ONLY jobqueue.statistics_note
+    ADD CONSTRAINT statistics_note_pkey PRIMARY KEY (id);
+
+ALTER TABLE ONLY jobqueue.stream_ticket
+    ADD CONSTRAINT stream_ticket_pkey PRIMARY KEY (hash);
+
 ALTER TABLE ONLY jobqueue.subscription
     ADD CONSTRAINT subscription_pkey PRIMARY KEY (event, queue);
 
@@ -1774,13 +3224,31 @@ ALTER TABLE ONLY jobqueue.watch
 ALTER TABLE ONLY jobqueue.worker
     ADD CONSTRAINT worker_pkey PRIMARY KEY (id);
 
+CREATE INDEX admission_gate ON jobqueue.admission_line USING btree (queue_number, rank, line, seq) WHERE (stage = 4);
+
+CREATE INDEX admission_line_order ON jobqueue.admission_line USING btree (queue_number, stage, line, rank, seq);
+
+CREATE INDEX admission_note_due ON jobqueue.admission_note USING btree (queue_number, due) WHERE (due IS NOT NULL);
+
+CREATE INDEX admission_note_now ON jobqueue.admission_note USING btree (queue_number, seq) WHERE (due IS NULL);
+
 CREATE INDEX audit_of_job ON jobqueue.audit USING btree (job_id, id) WHERE (job_id IS NOT NULL);
 
 CREATE INDEX audit_of_tenant ON jobqueue.audit USING btree (tenant, id) WHERE (tenant IS NOT NULL);
 
+CREATE INDEX batch_list ON jobqueue.batch USING btree (tenant, created_at, id);
+
+CREATE INDEX batch_running ON jobqueue.batch USING btree (id) WHERE ((closed_at IS NOT NULL) AND (ended_at IS NULL));
+
+CREATE INDEX bulk_operation_ended ON jobqueue.bulk_operation USING btree (ended_at);
+
 CREATE INDEX checkpoint_of_job ON jobqueue.checkpoint USING btree (job_id, id);
 
 CREATE INDEX claim_batch_due ON jobqueue.claim_batch USING btree (check_at);
+
+CREATE INDEX edge_of_parent ON jobqueue.edge USING btree (parent_id, child_id);
+
+CREATE INDEX flow_member_list ON jobqueue.flow_member USING btree (flow_id);
 
 CREATE INDEX idempotency_key_age ON jobqueue.idempotency_key USING btree (created_at);
 
@@ -1812,35 +3280,71 @@ CREATE INDEX schedule_due ON jobqueue.schedule USING btree (COALESCE(retry_at, n
 
 CREATE INDEX schedule_list ON jobqueue.schedule USING btree (tenant, name);
 
+CREATE INDEX statistic_age ON jobqueue.statistic USING btree (begins_at, minutes);
+
+CREATE INDEX stream_ticket_age ON jobqueue.stream_ticket USING btree (expires_at);
+
+CREATE TRIGGER api_key_changed AFTER INSERT OR DELETE OR UPDATE OF id, secret_hash, previous_hash, previous_until, tenants, scopes, subject, act_as, quota_reads, quota_writes, quota_streams, expires_at, revoked_at OR TRUNCATE ON jobqueue.api_key FOR EACH STATEMENT EXECUTE FUNCTION jobqueue.api_key_changed();
+
 CREATE TRIGGER job_children_go AFTER DELETE ON jobqueue.job REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION jobqueue.remove_children();
 
 CREATE TRIGGER job_guard AFTER UPDATE OF status ON jobqueue.job FOR EACH ROW WHEN (((old.status IS DISTINCT FROM new.status) AND (NOT jobqueue.can_become(old.status, new.status)))) EXECUTE FUNCTION jobqueue.refuse_transition();
 
 CREATE TRIGGER job_guard_delete BEFORE DELETE ON jobqueue.job FOR EACH ROW WHEN ((old.status <> ALL (ARRAY['completed'::text, 'failed'::text, 'cancelled'::text, 'skipped'::text]))) EXECUTE FUNCTION jobqueue.refuse_transition();
 
+ALTER TABLE jobqueue.api_key ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE jobqueue.attempt ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE jobqueue.audit ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE jobqueue.batch ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE jobqueue.bulk_operation ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE jobqueue.checkpoint ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE jobqueue.done_key ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE jobqueue.edge ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE jobqueue.flow ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE jobqueue.flow_member ENABLE ROW LEVEL SECURITY;
+
 ALTER TABLE jobqueue.job ENABLE ROW LEVEL SECURITY;
+
+ALTER TABLE jobqueue.quota_use ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE jobqueue.schedule ENABLE ROW LEVEL SECURITY;
 
 ALTER TABLE jobqueue.stage ENABLE ROW LEVEL SECURITY;
 
+ALTER TABLE jobqueue.stream_ticket ENABLE ROW LEVEL SECURITY;
+
+CREATE POLICY support_read ON jobqueue.api_key FOR SELECT TO jobqueue_support_readonly USING (true);
+
 CREATE POLICY support_read ON jobqueue.attempt FOR SELECT TO jobqueue_support_readonly USING (true);
 
 CREATE POLICY support_read ON jobqueue.audit FOR SELECT TO jobqueue_support_readonly USING (true);
+
+CREATE POLICY support_read ON jobqueue.batch FOR SELECT TO jobqueue_support_readonly USING (true);
+
+CREATE POLICY support_read ON jobqueue.bulk_operation FOR SELECT TO jobqueue_support_readonly USING (true);
 
 CREATE POLICY support_read ON jobqueue.checkpoint FOR SELECT TO jobqueue_support_readonly USING (true);
 
 CREATE POLICY support_read ON jobqueue.done_key FOR SELECT TO jobqueue_support_readonly USING (true);
 
+CREATE POLICY support_read ON jobqueue.edge FOR SELECT TO jobqueue_support_readonly USING (true);
+
+CREATE POLICY support_read ON jobqueue.flow FOR SELECT TO jobqueue_support_readonly USING (true);
+
+CREATE POLICY support_read ON jobqueue.flow_member FOR SELECT TO jobqueue_support_readonly USING (true);
+
 CREATE POLICY support_read ON jobqueue.job FOR SELECT TO jobqueue_support_readonly USING (true);
+
+CREATE POLICY support_read ON jobqueue.quota_use FOR SELECT TO jobqueue_support_readonly USING (true);
 
 CREATE POLICY support_read ON jobqueue.schedule FOR SELECT TO jobqueue_support_readonly USING (true);
 
@@ -1854,9 +3358,19 @@ CREATE POLICY tenant_read ON jobqueue.attempt FOR SELECT TO jobqueue_api USING (
 
 CREATE POLICY tenant_read ON jobqueue.audit FOR SELECT TO jobqueue_api USING (((tenant = ANY (( SELECT jobqueue.visible_tenants() AS visible_tenants)::text[])) OR ( SELECT jobqueue.sees_all_tenants() AS sees_all_tenants)));
 
+CREATE POLICY tenant_read ON jobqueue.batch FOR SELECT TO jobqueue_api USING (((tenant = ANY (( SELECT jobqueue.visible_tenants() AS visible_tenants)::text[])) OR ( SELECT jobqueue.sees_all_tenants() AS sees_all_tenants)));
+
+CREATE POLICY tenant_read ON jobqueue.bulk_operation FOR SELECT TO jobqueue_api USING (((tenant = ANY (( SELECT jobqueue.visible_tenants() AS visible_tenants)::text[])) OR ( SELECT jobqueue.sees_all_tenants() AS sees_all_tenants)));
+
 CREATE POLICY tenant_read ON jobqueue.checkpoint FOR SELECT TO jobqueue_api USING (((tenant = ANY (( SELECT jobqueue.visible_tenants() AS visible_tenants)::text[])) OR ( SELECT jobqueue.sees_all_tenants() AS sees_all_tenants)));
 
 CREATE POLICY tenant_read ON jobqueue.done_key FOR SELECT TO jobqueue_api USING (((tenant = ANY (( SELECT jobqueue.visible_tenants() AS visible_tenants)::text[])) OR ( SELECT jobqueue.sees_all_tenants() AS sees_all_tenants)));
+
+CREATE POLICY tenant_read ON jobqueue.edge FOR SELECT TO jobqueue_api USING (((tenant = ANY (( SELECT jobqueue.visible_tenants() AS visible_tenants)::text[])) OR ( SELECT jobqueue.sees_all_tenants() AS sees_all_tenants)));
+
+CREATE POLICY tenant_read ON jobqueue.flow FOR SELECT TO jobqueue_api USING (((tenant = ANY (( SELECT jobqueue.visible_tenants() AS visible_tenants)::text[])) OR ( SELECT jobqueue.sees_all_tenants() AS sees_all_tenants)));
+
+CREATE POLICY tenant_read ON jobqueue.flow_member FOR SELECT TO jobqueue_api USING (((tenant = ANY (( SELECT jobqueue.visible_tenants() AS visible_tenants)::text[])) OR ( SELECT jobqueue.sees_all_tenants() AS sees_all_tenants)));
 
 CREATE POLICY tenant_read ON jobqueue.job FOR SELECT TO jobqueue_api USING (((tenant = ANY (( SELECT jobqueue.visible_tenants() AS visible_tenants)::text[])) OR ( SELECT jobqueue.sees_all_tenants() AS sees_all_tenants)));
 
@@ -1900,6 +3414,18 @@ GRANT ALL ON FUNCTION jobqueue.actions(id uuid) TO jobqueue_worker;
 
 REVOKE ALL ON FUNCTION jobqueue.actor_of(_job uuid, _actions text[]) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.add_bins(_bins bigint[]) FROM PUBLIC;
+
+GRANT SELECT ON TABLE jobqueue.queue TO jobqueue_api;
+
+GRANT SELECT ON TABLE jobqueue.queue TO jobqueue_support_readonly;
+
+REVOKE ALL ON FUNCTION jobqueue.admission_waits(_queue jobqueue.queue) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.admit(_queue jobqueue.queue, _demand integer, _wait boolean) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.admit_for_claim(_queue text, _wanted integer) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.after_end(_ids uuid[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.after_failure(_id uuid, _error jsonb) FROM PUBLIC;
@@ -1916,7 +3442,43 @@ GRANT ALL ON FUNCTION jobqueue.allowed_actions(id uuid) TO jobqueue_worker;
 
 REVOKE ALL ON FUNCTION jobqueue.anyone_watches() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.api_key_changed() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.api_key_is_live(_id text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.api_key_is_live(_id text) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.api_keys_state(OUT version bigint, OUT any_keys boolean) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.api_keys_state(OUT version bigint, OUT any_keys boolean) TO jobqueue_api;
+
 REVOKE ALL ON FUNCTION jobqueue.ask_worker(_job jobqueue.job, _action text, _reason text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.batch_for_send(_batch jsonb, _tenant text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.batch_options() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.batch_status(id uuid) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.batch_status(id uuid) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.batch_status(id uuid) TO jobqueue_worker;
+
+GRANT ALL ON FUNCTION jobqueue.batch_status(id uuid) TO jobqueue_api;
+
+GRANT ALL ON FUNCTION jobqueue.batch_status(id uuid) TO jobqueue_support_readonly;
+
+REVOKE ALL ON FUNCTION jobqueue.begin_count(_job jobqueue.job, _stage text, _first bigint, _before bigint) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.bin_of(_seconds double precision) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.blocked_job(_job jobqueue.job) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.blocked_keys(queue text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.blocked_keys(queue text) TO jobqueue_api;
+
+GRANT ALL ON FUNCTION jobqueue.blocked_keys(queue text) TO jobqueue_support_readonly;
 
 REVOKE ALL ON FUNCTION jobqueue.bulk(action text, filter jsonb, reason text, dry_run boolean, expected_count integer) FROM PUBLIC;
 
@@ -1929,6 +3491,10 @@ REVOKE ALL ON FUNCTION jobqueue.bulk_jobs(_filter jsonb) FROM PUBLIC;
 REVOKE ALL ON FUNCTION jobqueue.bulk_one(_action text, _id uuid, _reason text, _dry_run boolean) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.bulk_outcome(_job jobqueue.job, _action text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.bulk_portion(_action text, _ids uuid[], _reason text, _dry_run boolean) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.bulk_sum(_a jsonb, _b jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.can_become(_from text, _to text) FROM PUBLIC;
 
@@ -1946,9 +3512,7 @@ REVOKE ALL ON FUNCTION jobqueue.cancel_waiting(_queue text, _tenant text, _reaso
 
 REVOKE ALL ON FUNCTION jobqueue.change_job(_job jobqueue.job, _action text, _to text, _reason text) FROM PUBLIC;
 
-GRANT SELECT ON TABLE jobqueue.queue TO jobqueue_api;
-
-GRANT SELECT ON TABLE jobqueue.queue TO jobqueue_support_readonly;
+REVOKE ALL ON FUNCTION jobqueue.change_rank(_job jobqueue.job, _priority integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.change_waiting(_job jobqueue.job, _queue jobqueue.queue, _changes jsonb) FROM PUBLIC;
 
@@ -1960,13 +3524,19 @@ REVOKE ALL ON FUNCTION jobqueue.check_autovacuum() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.check_backlog() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.check_callback(_callback jsonb, _tenant text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.check_event(_event text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.check_flow_element(_element jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.check_grants() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.check_horizon() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.check_indexes() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.check_key_names(_tenants text[], _scopes text[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.check_leases() FROM PUBLIC;
 
@@ -1980,7 +3550,15 @@ REVOKE ALL ON FUNCTION jobqueue.check_schedule(_name text, _queue jobqueue.queue
 
 REVOKE ALL ON FUNCTION jobqueue.check_shared(_what text) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.check_slow_handlers() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.check_slow_jobs() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.check_statements() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.check_stats(_stats jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.check_stats_range(_queue text, _since timestamp with time zone, _until timestamp with time zone, _bucket interval, OUT low timestamp with time zone, OUT n integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.check_tenant(_tenant text) FROM PUBLIC;
 
@@ -1991,6 +3569,16 @@ REVOKE ALL ON FUNCTION jobqueue.check_workers() FROM PUBLIC;
 REVOKE ALL ON FUNCTION jobqueue.checkpoint(id uuid, token uuid, stage text, data jsonb, reference text, hash text, pause_safe boolean) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.checkpoint(id uuid, token uuid, stage text, data jsonb, reference text, hash text, pause_safe boolean) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.children(job_id uuid) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.children(job_id uuid) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.children(job_id uuid) TO jobqueue_worker;
+
+GRANT ALL ON FUNCTION jobqueue.children(job_id uuid) TO jobqueue_api;
+
+GRANT ALL ON FUNCTION jobqueue.children(job_id uuid) TO jobqueue_support_readonly;
 
 REVOKE ALL ON FUNCTION jobqueue.claim(queues text[], worker uuid, max_jobs integer, options jsonb) FROM PUBLIC;
 
@@ -2012,6 +3600,14 @@ REVOKE ALL ON FUNCTION jobqueue.clean_text(_value text, _most integer) FROM PUBL
 
 REVOKE ALL ON FUNCTION jobqueue.clock_change(_zone text, _from timestamp with time zone, _to timestamp with time zone) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.close_batch(id uuid) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.close_batch(id uuid) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.close_batch(id uuid) TO jobqueue_worker;
+
+GRANT ALL ON FUNCTION jobqueue.close_batch(id uuid) TO jobqueue_api;
+
 REVOKE ALL ON FUNCTION jobqueue.complete(id uuid, token uuid, result jsonb, stats jsonb) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.complete(id uuid, token uuid, result jsonb, stats jsonb) TO jobqueue_worker;
@@ -2019,6 +3615,30 @@ GRANT ALL ON FUNCTION jobqueue.complete(id uuid, token uuid, result jsonb, stats
 REVOKE ALL ON FUNCTION jobqueue.complete_many(results jsonb) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.complete_many(results jsonb) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.count_in_line(_number integer) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.count_ready(_queue text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.count_standing(_ids uuid[], _begins boolean, _ends boolean) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.count_waits(_plan jobqueue.flow_plan, _ids uuid[], _statuses text[], OUT passed boolean[], OUT waits integer[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.counted_estimate(_before jobqueue.job, _now jobqueue.job) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.counted_fraction(_job jobqueue.job, _pace jobqueue.pace) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.counted_pct(_job jobqueue.job) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.create_api_key(id text, secret_hash bytea, options jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.create_batch(options jsonb) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.create_batch(options jsonb) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.create_batch(options jsonb) TO jobqueue_worker;
+
+GRANT ALL ON FUNCTION jobqueue.create_batch(options jsonb) TO jobqueue_api;
 
 REVOKE ALL ON FUNCTION jobqueue.create_queue(name text, options jsonb) FROM PUBLIC;
 
@@ -2082,9 +3702,29 @@ GRANT SELECT ON TABLE jobqueue.schedule TO jobqueue_support_readonly;
 
 REVOKE ALL ON FUNCTION jobqueue.due_ticks(_schedule jobqueue.schedule) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.edge_list(_value jsonb, _on_failure jsonb) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.edit_distance(_a text, _b text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.end_attempt(_job jobqueue.job, _outcome text, _to text, _run_at timestamp with time zone, _error jsonb, _retry_count integer, _lost_count integer, _suspect boolean, _seq bigint, _reason text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.end_parents(_parents uuid[], _locked boolean) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.estimate(id uuid) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.estimate(id uuid) TO jobqueue_api;
+
+GRANT ALL ON FUNCTION jobqueue.estimate(id uuid) TO jobqueue_support_readonly;
+
+GRANT ALL ON FUNCTION jobqueue.estimate(id uuid) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.estimate_name(_job_type text, _stage text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.estimate_units(id uuid, token uuid, units double precision, stage text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.estimate_units(id uuid, token uuid, units double precision, stage text) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.expected_seconds(_job_type text, _stage text, _units double precision) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.expire(_max integer) FROM PUBLIC;
 
@@ -2097,6 +3737,10 @@ GRANT ALL ON FUNCTION jobqueue.explain(id uuid) TO jobqueue_support_readonly;
 REVOKE ALL ON FUNCTION jobqueue.explain_end(_job jobqueue.job) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.explain_held(_job jobqueue.job) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.explain_limits(_job jobqueue.job) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.explain_parents(_job jobqueue.job, _ended boolean) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.explain_pauses(_job jobqueue.job) FROM PUBLIC;
 
@@ -2120,19 +3764,53 @@ GRANT ALL ON FUNCTION jobqueue.fail_many(_failures jsonb) TO jobqueue_worker;
 
 REVOKE ALL ON FUNCTION jobqueue.fail_one(_id uuid, _token uuid, _error jsonb, _retry_in interval) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.fair_turns(_queue_number integer, _last_lane text, _room integer) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.find_api_key(_id text, _hash bytea) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.find_api_key(_id text, _hash bytea) TO jobqueue_api;
+
 REVOKE ALL ON FUNCTION jobqueue.find_jobs(queue text, filter jsonb, max_jobs integer, after uuid) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.find_jobs(queue text, filter jsonb, max_jobs integer, after uuid) TO jobqueue_api;
 
 GRANT ALL ON FUNCTION jobqueue.find_jobs(queue text, filter jsonb, max_jobs integer, after uuid) TO jobqueue_support_readonly;
 
+REVOKE ALL ON FUNCTION jobqueue.first_id(_at timestamp with time zone) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.first_ticks(_spec jsonb, _from timestamp with time zone, _until timestamp with time zone, _max integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.fixed_tick_after(_spec jsonb, _zone text, _after timestamp with time zone) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.flow_status(id uuid) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.flow_status(id uuid) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.flow_status(id uuid) TO jobqueue_worker;
+
+GRANT ALL ON FUNCTION jobqueue.flow_status(id uuid) TO jobqueue_api;
+
+GRANT ALL ON FUNCTION jobqueue.flow_status(id uuid) TO jobqueue_support_readonly;
+
+REVOKE ALL ON FUNCTION jobqueue.fold_statistics(_state jsonb, _max integer, OUT folded integer, OUT state jsonb) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.for_people(_duration interval) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.forget_progress(_id uuid) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.give_back(_job jobqueue.job, _outcome text, _run_at timestamp with time zone, _seq bigint) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.give_back_slots(_queue_number integer, _held integer, _key text, _group text, _rate text, _queue_rate boolean) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.give_quota(_owners text[], _buckets text[], _amounts integer[], _ends bigint[]) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.give_quota(_owners text[], _buckets text[], _amounts integer[], _ends bigint[]) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.give_slots_of(_ids uuid[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.has_followers(_job jobqueue.job) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.has_gate(_queue jobqueue.queue) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.has_unended_jobs(_queue text) FROM PUBLIC;
 
@@ -2148,6 +3826,10 @@ REVOKE ALL ON FUNCTION jobqueue.heartbeat(worker uuid, jobs jsonb) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.heartbeat(worker uuid, jobs jsonb) TO jobqueue_worker;
 
+REVOKE ALL ON FUNCTION jobqueue.held_name(_queue text, _key text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.held_now(_job jobqueue.job, _queue jobqueue.queue) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.help() FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.help() TO jobqueue_api;
@@ -2162,9 +3844,97 @@ REVOKE ALL ON FUNCTION jobqueue.holder_of(_job jobqueue.job, _options jsonb, _po
 
 REVOKE ALL ON FUNCTION jobqueue.housekeeping() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.http_act(_role text, _tenants text, _actor text, _id uuid, _action text, _options jsonb, OUT etag text, OUT version bigint, OUT status text, OUT alive boolean, OUT due_in double precision, OUT ends_in double precision, OUT body text, OUT asked boolean) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_act(_role text, _tenants text, _actor text, _id uuid, _action text, _options jsonb, OUT etag text, OUT version bigint, OUT status text, OUT alive boolean, OUT due_in double precision, OUT ends_in double precision, OUT body text, OUT asked boolean) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_active(_role text, _tenants text, _created_by text, _most integer, _fields text[]) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_active(_role text, _tenants text, _created_by text, _most integer, _fields text[]) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_actor(_actor text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_actor(_actor text) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_administer(_role text, _tenants text, _actor text, _what text, _name text, _reason text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_administer(_role text, _tenants text, _actor text, _what text, _name text, _reason text) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_attempts(_id uuid, _traces boolean) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_attempts(_id uuid, _traces boolean) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_audit(_role text, _tenants text, _filter jsonb, _before bigint, _most integer, _traces boolean) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_audit(_role text, _tenants text, _filter jsonb, _before bigint, _most integer, _traces boolean) TO jobqueue_api;
+
+GRANT SELECT ON TABLE jobqueue.audit TO jobqueue_api;
+
+GRANT SELECT ON TABLE jobqueue.audit TO jobqueue_support_readonly;
+
+REVOKE ALL ON FUNCTION jobqueue.http_audit_row(_line jobqueue.audit, _traces boolean) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_audit_row(_line jobqueue.audit, _traces boolean) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_batch(_role text, _tenants text, _id uuid) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_batch(_role text, _tenants text, _id uuid) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_bulk(_role text, _tenants text, _actor text, _body jsonb, _owner text, _key text, _fingerprint text, OUT body text, OUT replayed boolean) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_bulk(_role text, _tenants text, _actor text, _body jsonb, _owner text, _key text, _fingerprint text, OUT body text, OUT replayed boolean) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_bulk_read(_role text, _tenants text, _id uuid) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_bulk_read(_role text, _tenants text, _id uuid) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_bulk_row(_id uuid) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_bulk_row(_id uuid) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_bulk_start(_body jsonb, _ids uuid[], _tenant text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_bulk_start(_body jsonb, _ids uuid[], _tenant text) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_bulk_tenant(_named text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_bulk_tenant(_named text) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_candidates(_statuses jsonb) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_candidates(_statuses jsonb) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_conditions(_filter jsonb) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_conditions(_filter jsonb) TO jobqueue_api;
+
 REVOKE ALL ON FUNCTION jobqueue.http_context(_role text, _tenants text, _read_only boolean) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.http_context(_role text, _tenants text, _read_only boolean) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_counts(_filter jsonb, OUT counts jsonb, OUT capped boolean) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_counts(_filter jsonb, OUT counts jsonb, OUT capped boolean) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_delete(_role text, _tenants text, _actor text, _id uuid, _reason text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_delete(_role text, _tenants text, _actor text, _id uuid, _reason text) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_fields() FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_fields() TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_flow(_role text, _tenants text, _id uuid) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_flow(_role text, _tenants text, _id uuid) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_found(_filter jsonb, _after_at timestamp with time zone, _after_id uuid, _most integer, _skip integer) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_found(_filter jsonb, _after_at timestamp with time zone, _after_id uuid, _most integer, _skip integer) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_history(_role text, _tenants text, _id uuid, _what text, _traces boolean) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_history(_role text, _tenants text, _id uuid, _what text, _traces boolean) TO jobqueue_api;
 
 REVOKE ALL ON FUNCTION jobqueue.http_job(_role text, _tenants text, _id uuid, _etags text[], _fields text[], _include text[], _traces boolean, OUT etag text, OUT version bigint, OUT status text, OUT alive boolean, OUT due_in double precision, OUT ends_in double precision, OUT body text) FROM PUBLIC;
 
@@ -2178,13 +3948,45 @@ REVOKE ALL ON FUNCTION jobqueue.http_job_state(_id uuid, _etags text[], _fields 
 
 GRANT ALL ON FUNCTION jobqueue.http_job_state(_id uuid, _etags text[], _fields text[], _include text[], _traces boolean, OUT etag text, OUT version bigint, OUT status text, OUT alive boolean, OUT due_in double precision, OUT ends_in double precision, OUT body text) TO jobqueue_api;
 
+REVOKE ALL ON FUNCTION jobqueue.http_jobs(_role text, _tenants text, _filter jsonb, _after_at timestamp with time zone, _after_id uuid, _most integer, _skip integer, _fields text[]) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_jobs(_role text, _tenants text, _filter jsonb, _after_at timestamp with time zone, _after_id uuid, _most integer, _skip integer, _fields text[]) TO jobqueue_api;
+
 REVOKE ALL ON FUNCTION jobqueue.http_keep_key(_owner text, _key text, _ids uuid[]) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.http_keep_key(_owner text, _key text, _ids uuid[]) TO jobqueue_api;
 
+REVOKE ALL ON FUNCTION jobqueue.http_list(_role text, _tenants text, _what text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_list(_role text, _tenants text, _what text) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_move(_id uuid, _run_at jsonb, _reason text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_move(_id uuid, _run_at jsonb, _reason text) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_names(_value jsonb, _name text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_names(_value jsonb, _name text) TO jobqueue_api;
+
 REVOKE ALL ON FUNCTION jobqueue.http_queue_position(_id uuid) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.http_queue_position(_id uuid) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_queue_rows(_name text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_queue_rows(_name text) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_ready(_queue text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_ready(_queue text) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_reason(_reason text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_reason(_reason text) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_seconds(_duration interval) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_seconds(_duration interval) TO jobqueue_api;
 
 REVOKE ALL ON FUNCTION jobqueue.http_send(_role text, _tenants text, _body jsonb, _fixed jsonb, _create_queues boolean, _owner text, _key text, _fingerprint text) FROM PUBLIC;
 
@@ -2198,9 +4000,37 @@ REVOKE ALL ON FUNCTION jobqueue.http_send_one(_job jsonb, _fixed jsonb, _create_
 
 GRANT ALL ON FUNCTION jobqueue.http_send_one(_job jsonb, _fixed jsonb, _create_queues boolean, OUT id uuid, OUT created boolean, OUT reason text) TO jobqueue_api;
 
+REVOKE ALL ON FUNCTION jobqueue.http_signals(_role text, _ids uuid[]) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_signals(_role text, _ids uuid[]) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_snapshots(_role text, _ids uuid[]) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_snapshots(_role text, _ids uuid[]) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_some(_id uuid, _fields text[], _omitted text[]) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_some(_id uuid, _fields text[], _omitted text[]) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_stats(_role text, _tenants text, _filter jsonb, OUT counts text, OUT capped boolean) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_stats(_role text, _tenants text, _filter jsonb, OUT counts text, OUT capped boolean) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_summary(_role text, _tenants text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_summary(_role text, _tenants text) TO jobqueue_api;
+
 REVOKE ALL ON FUNCTION jobqueue.http_take_key(_owner text, _key text, _fingerprint text) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.http_take_key(_owner text, _key text, _fingerprint text) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_tenants(_named jsonb) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_tenants(_named jsonb) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_total(_filter jsonb, _most integer) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_total(_filter jsonb, _most integer) TO jobqueue_api;
 
 REVOKE ALL ON FUNCTION jobqueue.http_versions(_role text, _ids uuid[]) FROM PUBLIC;
 
@@ -2213,6 +4043,8 @@ GRANT ALL ON FUNCTION jobqueue.http_watch(_role text, _topics text[], _duration 
 REVOKE ALL ON FUNCTION jobqueue.http_with(_object text, _key text, _list json) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.http_with(_object text, _key text, _list json) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.in_strict_order(_arrivals jobqueue.admission_line[], _floor bigint) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.interval_tick_after(_spec jsonb, _zone text, _after timestamp with time zone) FROM PUBLIC;
 
@@ -2234,15 +4066,33 @@ REVOKE ALL ON FUNCTION jobqueue.is_pausable(_job jobqueue.job) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.is_plain(_queue jobqueue.queue) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.is_plain_element(_element jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.is_plain_job(_element jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.is_set_aside(_tenant text, _job_type text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.is_too_large(_value jsonb, _what text, _default bigint) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.is_uuid(_text text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.is_waited_for(_status text, _on_failure text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.job_options() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.jobs_ahead(_job jobqueue.job) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.join_line(_ids uuid[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.json_names(_value jsonb, _name text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.keep_senders_out(_name text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.keep_statistics() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.keep_ticket(_hash bytea, _principal jsonb, _path text, _lasts interval) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.keep_ticket(_hash bytea, _principal jsonb, _path text, _lasts interval) TO jobqueue_api;
 
 REVOKE ALL ON FUNCTION jobqueue.kept_options(_options jsonb) FROM PUBLIC;
 
@@ -2250,9 +4100,63 @@ REVOKE ALL ON FUNCTION jobqueue.last_checkpoint(id uuid, token uuid) FROM PUBLIC
 
 GRANT ALL ON FUNCTION jobqueue.last_checkpoint(id uuid, token uuid) TO jobqueue_worker;
 
+REVOKE ALL ON FUNCTION jobqueue.late_estimate(_job_type text, _started_at timestamp with time zone, _ends timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.learn_estimates(_from uuid, _max integer, OUT learned integer, OUT next_from uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.leave_batches(_batches uuid[], _statuses text[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.leave_flows(_ids uuid[], _statuses text[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.leave_line(_job jobqueue.job, _to text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.left_of(_prior double precision, _elapsed double precision, _fraction double precision) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.line_of(_job jobqueue.job, _queue jobqueue.queue) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.local_next(_spec jsonb, _after timestamp without time zone) FROM PUBLIC;
 
+GRANT SELECT(id) ON TABLE jobqueue.api_key TO jobqueue_support_readonly;
+
+GRANT SELECT(name) ON TABLE jobqueue.api_key TO jobqueue_support_readonly;
+
+GRANT SELECT(previous_until) ON TABLE jobqueue.api_key TO jobqueue_support_readonly;
+
+GRANT SELECT(tenants) ON TABLE jobqueue.api_key TO jobqueue_support_readonly;
+
+GRANT SELECT(scopes) ON TABLE jobqueue.api_key TO jobqueue_support_readonly;
+
+GRANT SELECT(subject) ON TABLE jobqueue.api_key TO jobqueue_support_readonly;
+
+GRANT SELECT(act_as) ON TABLE jobqueue.api_key TO jobqueue_support_readonly;
+
+GRANT SELECT(quota_reads) ON TABLE jobqueue.api_key TO jobqueue_support_readonly;
+
+GRANT SELECT(quota_writes) ON TABLE jobqueue.api_key TO jobqueue_support_readonly;
+
+GRANT SELECT(quota_streams) ON TABLE jobqueue.api_key TO jobqueue_support_readonly;
+
+GRANT SELECT(created_at) ON TABLE jobqueue.api_key TO jobqueue_support_readonly;
+
+GRANT SELECT(created_by) ON TABLE jobqueue.api_key TO jobqueue_support_readonly;
+
+GRANT SELECT(expires_at) ON TABLE jobqueue.api_key TO jobqueue_support_readonly;
+
+GRANT SELECT(rotated_at) ON TABLE jobqueue.api_key TO jobqueue_support_readonly;
+
+GRANT SELECT(revoked_at) ON TABLE jobqueue.api_key TO jobqueue_support_readonly;
+
+GRANT SELECT(revoke_reason) ON TABLE jobqueue.api_key TO jobqueue_support_readonly;
+
+GRANT SELECT(last_used_at) ON TABLE jobqueue.api_key TO jobqueue_support_readonly;
+
+REVOKE ALL ON FUNCTION jobqueue.lock_api_key(_id text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.lock_below(_parents uuid[]) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.lock_claim(_id uuid, _token uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.lock_flow(_plan jobqueue.flow_plan) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.lock_job(_id uuid) FROM PUBLIC;
 
@@ -2262,13 +4166,21 @@ GRANT SELECT ON TABLE jobqueue.job_type TO jobqueue_support_readonly;
 
 REVOKE ALL ON FUNCTION jobqueue.lock_job_type(_name text) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.lock_parents(_ids uuid[], _tenant text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.lock_queue(_name text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.lock_schedule(_name text) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.look_again() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.look_at_batch(_id uuid) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.maintain(_worker uuid, _only text[]) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.maintain(_worker uuid, _only text[]) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.make_ready(_queue jobqueue.queue, _rows jobqueue.admission_line[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.mark_done(id uuid, token uuid, keys text[]) FROM PUBLIC;
 
@@ -2276,13 +4188,23 @@ GRANT ALL ON FUNCTION jobqueue.mark_done(id uuid, token uuid, keys text[]) TO jo
 
 REVOKE ALL ON FUNCTION jobqueue.matches(_job jobqueue.job, _filter jsonb) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.merge_statistic(_row jobqueue.statistic) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.moment_of(_zone text, _local timestamp without time zone, OUT at timestamp with time zone, OUT skipped boolean) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.new_job(_queue jobqueue.queue, _payload jsonb, _options jsonb) FROM PUBLIC;
 
+GRANT SELECT ON TABLE jobqueue.bulk_operation TO jobqueue_api;
+
+GRANT SELECT ON TABLE jobqueue.bulk_operation TO jobqueue_support_readonly;
+
+REVOKE ALL ON FUNCTION jobqueue.next_bulk(_worker uuid) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.next_due(_queues text[]) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.next_due(_queues text[]) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.next_estimate(_job jobqueue.job) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.next_ready() FROM PUBLIC;
 
@@ -2292,9 +4214,43 @@ GRANT ALL ON FUNCTION jobqueue.next_tick() TO jobqueue_worker;
 
 REVOKE ALL ON FUNCTION jobqueue.note_action(_action text, _job uuid, _tenant text, _target text, _from text, _to text, _reason text, _details jsonb) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.note_attempt(_job jobqueue.job, _outcome text, _to text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.note_completed(_ids uuid[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.note_failure(_id uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.note_stage(_job jobqueue.job, _stage text, _took double precision) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.note_starts(_queue jobqueue.queue, _ids uuid[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.oldest_ready(_queue text, _number integer) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.open_notes(_max integer) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.option_interval(_options jsonb, _name text, _default interval) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.options_of_copy(_copy jobqueue.job) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.ordered_flow(_plan jobqueue.flow_plan) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.other_jobs(_plan jobqueue.flow_plan, _queues text[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.parent_list(_options jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.parents(job_id uuid) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.parents(job_id uuid) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.parents(job_id uuid) TO jobqueue_worker;
+
+GRANT ALL ON FUNCTION jobqueue.parents(job_id uuid) TO jobqueue_api;
+
+GRANT ALL ON FUNCTION jobqueue.parents(job_id uuid) TO jobqueue_support_readonly;
+
+REVOKE ALL ON FUNCTION jobqueue.pass_gate(_queue jobqueue.queue, _arrivals jobqueue.admission_line[], _demand integer, _last_lane text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.pass_stage(_queue jobqueue.queue, _stage integer, _arrivals jobqueue.admission_line[], _freed text[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.pause(id uuid, reason text) FROM PUBLIC;
 
@@ -2326,6 +4282,8 @@ GRANT ALL ON FUNCTION jobqueue.pause_tenant(name text, reason text) TO jobqueue_
 
 GRANT ALL ON FUNCTION jobqueue.pause_tenant(name text, reason text) TO jobqueue_support;
 
+REVOKE ALL ON FUNCTION jobqueue.percentile(_bins bigint[], _share double precision) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.policy_key(_tenant text, _key text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.preview_redrive(dead_letter text, options jsonb) FROM PUBLIC;
@@ -2347,6 +4305,106 @@ REVOKE ALL ON FUNCTION jobqueue.prioritize(id uuid, priority integer, reason tex
 GRANT ALL ON FUNCTION jobqueue.prioritize(id uuid, priority integer, reason text) TO jobqueue_api;
 
 GRANT ALL ON FUNCTION jobqueue.prioritize(id uuid, priority integer, reason text) TO jobqueue_support;
+
+REVOKE ALL ON FUNCTION jobqueue.procrastinate_adopt_queue(_name text, _locks boolean) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.procrastinate_adopt_queue(_name text, _locks boolean) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.procrastinate_adopt_queue(_name text, _locks boolean) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.procrastinate_cancel(_id uuid, _abort boolean, _delete boolean) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.procrastinate_cancel(_id uuid, _abort boolean, _delete boolean) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.procrastinate_cancel(_id uuid, _abort boolean, _delete boolean) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.procrastinate_change(_job jobqueue.job, _end jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.procrastinate_counts(_by text, _queue text, _task text, _status text, _lock text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.procrastinate_counts(_by text, _queue text, _task text, _status text, _lock text) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.procrastinate_counts(_by text, _queue text, _task text, _status text, _lock text) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.procrastinate_defer(_jobs jsonb) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.procrastinate_defer(_jobs jsonb) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.procrastinate_defer(_jobs jsonb) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.procrastinate_defer_periodic(_name text, _tick bigint, _job jsonb) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.procrastinate_defer_periodic(_name text, _tick bigint, _job jsonb) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.procrastinate_defer_periodic(_name text, _tick bigint, _job jsonb) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.procrastinate_delete_old(_hours double precision, _queue text, _statuses text[]) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.procrastinate_delete_old(_hours double precision, _queue text, _statuses text[]) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.procrastinate_end(_job jobqueue.job, _end jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.procrastinate_finish(_id uuid, _end jsonb) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.procrastinate_finish(_id uuid, _end jsonb) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.procrastinate_flags(_queue jobqueue.queue, _lock text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.procrastinate_holder(_key text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.procrastinate_job_status(_id uuid) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.procrastinate_job_status(_id uuid) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.procrastinate_job_status(_id uuid) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.procrastinate_jobs(_id uuid, _queue text, _task text, _status text, _lock text, _queueing_lock text, _worker uuid) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.procrastinate_jobs(_id uuid, _queue text, _task text, _status text, _lock text, _queueing_lock text, _worker uuid) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.procrastinate_jobs(_id uuid, _queue text, _task text, _status text, _lock text, _queueing_lock text, _worker uuid) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.procrastinate_options(_options jsonb, _queueing_lock text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.procrastinate_prune(_seconds double precision) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.procrastinate_prune(_seconds double precision) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.procrastinate_queue(_name text, _locks boolean) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.procrastinate_queues() FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.procrastinate_queues() TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.procrastinate_queues() TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.procrastinate_retry(_id uuid, _token uuid, ending jsonb) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.procrastinate_retry(_id uuid, _token uuid, ending jsonb) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.procrastinate_retry_claim(_job jobqueue.job, _end jsonb, _error jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.procrastinate_settle(_ends jsonb) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.procrastinate_settle(_ends jsonb) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.procrastinate_stalled(_silent double precision, _started double precision, _queue text, _task text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.procrastinate_stalled(_silent double precision, _started double precision, _queue text, _task text) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.procrastinate_start(_id uuid, _token uuid) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.procrastinate_start(_id uuid, _token uuid) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.procrastinate_status(_job jobqueue.job) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.procrastinate_tick(_name text, _queue text, _task text, _tick bigint) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.procrastinate_tick(_name text, _queue text, _task text, _tick bigint) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.procrastinate_to_abort(_queue text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.procrastinate_to_abort(_queue text) TO jobqueue_worker;
 
 REVOKE ALL ON FUNCTION jobqueue.progress(id uuid, token uuid, pct integer, message text, data jsonb) FROM PUBLIC;
 
@@ -2376,15 +4434,45 @@ GRANT ALL ON FUNCTION jobqueue.purge_tenant(tenant text, reason text, OUT cancel
 
 REVOKE ALL ON FUNCTION jobqueue.queue_for_send(_name text) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.queue_gauges(_queue text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.queue_gauges(_queue text) TO jobqueue_api;
+
+GRANT ALL ON FUNCTION jobqueue.queue_gauges(_queue text) TO jobqueue_support_readonly;
+
+GRANT ALL ON FUNCTION jobqueue.queue_gauges(_queue text) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.queue_gauges(_queue text) TO jobqueue_worker;
+
 REVOKE ALL ON FUNCTION jobqueue.queue_names() FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.queue_names() TO jobqueue_worker;
 
 REVOKE ALL ON FUNCTION jobqueue.queue_options() FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.queue_stats(queue text, since timestamp with time zone, until timestamp with time zone, bucket interval) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.queue_stats(queue text, since timestamp with time zone, until timestamp with time zone, bucket interval) TO jobqueue_api;
+
+GRANT ALL ON FUNCTION jobqueue.queue_stats(queue text, since timestamp with time zone, until timestamp with time zone, bucket interval) TO jobqueue_support_readonly;
+
+GRANT ALL ON FUNCTION jobqueue.queue_stats(queue text, since timestamp with time zone, until timestamp with time zone, bucket interval) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.queue_stats(queue text, since timestamp with time zone, until timestamp with time zone, bucket interval) TO jobqueue_worker;
+
 REVOKE ALL ON FUNCTION jobqueue.queue_values(_queue jobqueue.queue) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.queue_with(_queue jobqueue.queue, _options jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.queue_with_limits(_queue jobqueue.queue, _options jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.raise_floor(_admission jobqueue.admission) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.read_flow(_jobs jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.readmit_queue(_queue jobqueue.queue) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.recount_slots(_queue jobqueue.queue) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.redrive(dead_letter text, options jsonb, OUT redriven bigint, OUT sent bigint, OUT conflicts bigint, OUT unroutable bigint) FROM PUBLIC;
 
@@ -2395,6 +4483,12 @@ REVOKE ALL ON FUNCTION jobqueue.redrive_one(_id uuid, _destination text, _source
 REVOKE ALL ON FUNCTION jobqueue.redrive_options() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.refuse(_sqlstate text, _code text, _message text, _hint text, _details jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.refuse_batch(_id uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.refuse_cycle(_plan jobqueue.flow_plan, _ordered integer[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.refuse_element(_index bigint, _ref text, _state text, _message text, _hint text, _detail jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.refuse_job(_id uuid) FROM PUBLIC;
 
@@ -2418,9 +4512,15 @@ REVOKE ALL ON FUNCTION jobqueue.register_worker(_worker uuid, _info jsonb) FROM 
 
 GRANT ALL ON FUNCTION jobqueue.register_worker(_worker uuid, _info jsonb) TO jobqueue_worker;
 
+REVOKE ALL ON FUNCTION jobqueue.reject_checkpoint(id uuid, token uuid, why text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.reject_checkpoint(id uuid, token uuid, why text) TO jobqueue_worker;
+
 REVOKE ALL ON FUNCTION jobqueue.release(id uuid, token uuid) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.release(id uuid, token uuid) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.release_children(_parents uuid[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.release_many(_ids uuid[], _tokens uuid[]) FROM PUBLIC;
 
@@ -2430,11 +4530,17 @@ REVOKE ALL ON FUNCTION jobqueue.remove_children() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.remove_old(_from uuid, _max integer, OUT removed integer, OUT next_from uuid) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.remove_old_batches() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.remove_stage_history(_from uuid, _max integer, OUT removed integer, OUT next_from uuid) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.render_label(_label text, _payload jsonb, _metadata jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.rescue(_max integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.rescue_one(_job jobqueue.job) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.resolve_flow(_plan jobqueue.flow_plan) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.restamp_jobs(_old jobqueue.queue, _new jobqueue.queue) FROM PUBLIC;
 
@@ -2476,6 +4582,12 @@ GRANT ALL ON FUNCTION jobqueue.retry(id uuid, reason text, from_start boolean) T
 
 REVOKE ALL ON FUNCTION jobqueue.retry_delay_of(_options jsonb, _queue jobqueue.queue, _n integer) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.retry_key(_job jobqueue.job) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.revoke_api_key(id text, reason text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.rotate_api_key(id text, secret_hash bytea, overlap interval, reason text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.rrule_next(_spec jsonb, _after timestamp without time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.rrule_spec(_expression text, _zone text, _starts timestamp with time zone) FROM PUBLIC;
@@ -2516,6 +4628,10 @@ REVOKE ALL ON FUNCTION jobqueue.rule_weekdays(_text text, _freq text) FROM PUBLI
 
 REVOKE ALL ON FUNCTION jobqueue.rule_zone(_expression text, _zone text) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.run_bulk(_worker uuid, _max integer) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.run_expectation(_job_type text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.run_now(id uuid, reason text) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.run_now(id uuid, reason text) TO jobqueue_api;
@@ -2528,6 +4644,10 @@ REVOKE ALL ON FUNCTION jobqueue.run_schedules(_max integer, OUT sent integer, OU
 
 GRANT ALL ON FUNCTION jobqueue.run_schedules(_max integer, OUT sent integer, OUT next_due timestamp with time zone) TO jobqueue_worker;
 
+REVOKE ALL ON FUNCTION jobqueue.sample_runs(_since timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.sample_statistics(_state jsonb, OUT sampled integer, OUT state jsonb) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.schedule(name text, queue text, expression text, payload jsonb, options jsonb) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.schedule(name text, queue text, expression text, payload jsonb, options jsonb) TO jobqueue_producer;
@@ -2539,6 +4659,8 @@ GRANT ALL ON FUNCTION jobqueue.schedule(name text, queue text, expression text, 
 REVOKE ALL ON FUNCTION jobqueue.schedule_options() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.schedule_spec(_expression text, _zone text, _starts timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.seconds_left(_job jobqueue.job) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.see_worker(_worker uuid) FROM PUBLIC;
 
@@ -2570,7 +4692,17 @@ GRANT ALL ON FUNCTION jobqueue.send(queue text, payload jsonb, options jsonb, OU
 
 GRANT ALL ON FUNCTION jobqueue.send(queue text, payload jsonb, options jsonb, OUT id uuid, OUT created boolean, OUT reason text) TO jobqueue_api;
 
+REVOKE ALL ON FUNCTION jobqueue.send_callback(_id uuid) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.send_each(_queue jobqueue.queue, _jobs jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.send_flow(jobs jsonb) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.send_flow(jobs jsonb) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.send_flow(jobs jsonb) TO jobqueue_worker;
+
+GRANT ALL ON FUNCTION jobqueue.send_flow(jobs jsonb) TO jobqueue_api;
 
 REVOKE ALL ON FUNCTION jobqueue.send_many(queue text, jobs jsonb) FROM PUBLIC;
 
@@ -2581,6 +4713,12 @@ GRANT ALL ON FUNCTION jobqueue.send_many(queue text, jobs jsonb) TO jobqueue_wor
 GRANT ALL ON FUNCTION jobqueue.send_many(queue text, jobs jsonb) TO jobqueue_api;
 
 REVOKE ALL ON FUNCTION jobqueue.send_one(_queue jobqueue.queue, _payload jsonb, _options jsonb, OUT id uuid, OUT created boolean, OUT reason text, OUT due timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.sent_in(_minute timestamp with time zone, _queue text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.set_estimates(defaults jsonb) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.set_estimates(defaults jsonb) TO jobqueue_worker;
 
 REVOKE ALL ON FUNCTION jobqueue.setting_of(_name text, _default jsonb) FROM PUBLIC;
 
@@ -2610,15 +4748,27 @@ REVOKE ALL ON FUNCTION jobqueue.stage(id uuid, token uuid, stage text, status te
 
 GRANT ALL ON FUNCTION jobqueue.stage(id uuid, token uuid, stage text, status text, detail jsonb) TO jobqueue_worker;
 
+REVOKE ALL ON FUNCTION jobqueue.stage_limit(_queue jobqueue.queue, _stage integer, _tier text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.stage_line(_row jobqueue.admission_line, _stage integer) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.stage_list(_stages jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.stage_output(id uuid, token uuid, stage text) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.stage_output(id uuid, token uuid, stage text) TO jobqueue_worker;
 
+REVOKE ALL ON FUNCTION jobqueue.stage_sums(_job jobqueue.job) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.stages_left(_job jobqueue.job) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.stamped_expiry(_job jobqueue.job, _old jobqueue.queue, _new jobqueue.queue) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.stamped_flags(_job jobqueue.job, _queue jobqueue.queue) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.statistics_between(_queue text, _from timestamp with time zone, _until timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.statistics_now(_queue text, _minute timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.status_bit(_status text) FROM PUBLIC;
 
@@ -2628,11 +4778,21 @@ REVOKE ALL ON FUNCTION jobqueue.stop_worker(_worker uuid) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.stop_worker(_worker uuid) TO jobqueue_worker;
 
+REVOKE ALL ON FUNCTION jobqueue.store_flow(_plan jobqueue.flow_plan) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.store_held(_job jobqueue.job) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.store_job(_job jobqueue.job, _options jsonb, _policy text, OUT id uuid, OUT created boolean, OUT reason text, OUT due timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.store_plain_jobs(_plan jobqueue.flow_plan, _queues text[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.store_progress(_id uuid, _token uuid, _pct integer, _message text, _data jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.store_queue(_queue jobqueue.queue) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.store_stage(_job jobqueue.job, _stage text, _status text, _known integer) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.strike_children(_parents uuid[], _children uuid[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.subscribe(event text, queue text) FROM PUBLIC;
 
@@ -2642,17 +4802,37 @@ GRANT ALL ON FUNCTION jobqueue.subscribe(event text, queue text) TO jobqueue_wor
 
 GRANT ALL ON FUNCTION jobqueue.subscribe(event text, queue text) TO jobqueue_support;
 
+REVOKE ALL ON FUNCTION jobqueue.sum_notes(_ids bigint[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.take_back_ready(_tenant text, _job_type text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.take_notes(_queue_number integer, _floor bigint, OUT stages integer[], OUT lines text[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.take_quota(_owner text, _bucket text, _limit integer, _want integer, OUT granted integer, OUT remaining integer, OUT ends bigint, OUT ends_in double precision) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.take_quota(_owner text, _bucket text, _limit integer, _want integer, OUT granted integer, OUT remaining integer, OUT ends bigint, OUT ends_in double precision) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.tend_admission() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.tend_batches(_max integer) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.tick_after(_spec jsonb, _after timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.tick_options(_schedule jobqueue.schedule, _tick timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.ticks_between(_spec jsonb, _from timestamp with time zone, _until timestamp with time zone, _max integer) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.tie_flow(_plan jobqueue.flow_plan) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.tie_to_parents(_job jobqueue.job, _options jsonb) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.time_at_or_after(_hours integer[], _minutes integer[], _seconds integer[], _from time without time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.to_bigint(_value jsonb, _name text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.to_boolean(_value jsonb, _name text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.to_group_limits(_value jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.to_id(_value jsonb) FROM PUBLIC;
 
@@ -2661,6 +4841,8 @@ REVOKE ALL ON FUNCTION jobqueue.to_ids(_value jsonb, _name text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION jobqueue.to_int(_value jsonb, _name text, _least bigint, _most bigint) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.to_interval(_value jsonb, _name text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.to_rate(_value jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.to_text(_value jsonb, _name text, _most integer) FROM PUBLIC;
 
@@ -2675,6 +4857,8 @@ GRANT ALL ON FUNCTION jobqueue.unschedule(name text) TO jobqueue_producer;
 GRANT ALL ON FUNCTION jobqueue.unschedule(name text) TO jobqueue_worker;
 
 GRANT ALL ON FUNCTION jobqueue.unschedule(name text) TO jobqueue_support;
+
+REVOKE ALL ON FUNCTION jobqueue.unseen_stages(_job jobqueue.job, _named integer, _ratio double precision, _per_weight double precision) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.unsubscribe(event text, queue text) FROM PUBLIC;
 
@@ -2700,6 +4884,10 @@ GRANT ALL ON FUNCTION jobqueue.upsert(queue text, payload jsonb, options jsonb, 
 
 GRANT ALL ON FUNCTION jobqueue.upsert(queue text, payload jsonb, options jsonb, OUT id uuid, OUT created boolean, OUT updated boolean, OUT reason text) TO jobqueue_worker;
 
+REVOKE ALL ON FUNCTION jobqueue.use_ticket(_hash bytea, _path text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.use_ticket(_hash bytea, _path text) TO jobqueue_api;
+
 REVOKE ALL ON FUNCTION jobqueue.utc_offset(_zone text, _at timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.utc_text(_at timestamp with time zone) FROM PUBLIC;
@@ -2714,11 +4902,25 @@ GRANT ALL ON FUNCTION jobqueue.visible_tenants() TO jobqueue_producer;
 
 GRANT ALL ON FUNCTION jobqueue.visible_tenants() TO jobqueue_worker;
 
+REVOKE ALL ON FUNCTION jobqueue.wait_for_admitter(_queue_number integer) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.wait_for_parents(_job jobqueue.job, _options jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.wait_of(_job jobqueue.job, OUT queue_position integer, OUT wait_seconds double precision) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.waiting_job(_job jobqueue.job, _parents integer, _has_children boolean) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.waiting_jobs(_queue text, _target jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.wake(_queue text, _number integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.wake_many(_queues text[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.warnings() FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.warnings() TO jobqueue_worker;
+
+GRANT ALL ON FUNCTION jobqueue.warnings() TO jobqueue_support_readonly;
 
 REVOKE ALL ON FUNCTION jobqueue.watch(topic text, duration interval) FROM PUBLIC;
 
@@ -2734,13 +4936,11 @@ REVOKE ALL ON FUNCTION jobqueue.who_acts() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.zone_name(_zone text) FROM PUBLIC;
 
-GRANT SELECT ON TABLE jobqueue.audit TO jobqueue_api;
-
-GRANT SELECT ON TABLE jobqueue.audit TO jobqueue_support_readonly;
-
 GRANT SELECT ON TABLE jobqueue.actions_taken TO jobqueue_api;
 
 GRANT SELECT ON TABLE jobqueue.actions_taken TO jobqueue_support_readonly;
+
+GRANT SELECT ON TABLE jobqueue.api_keys TO jobqueue_support_readonly;
 
 GRANT SELECT ON TABLE jobqueue.attempt TO jobqueue_api;
 
@@ -2749,6 +4949,10 @@ GRANT SELECT ON TABLE jobqueue.attempt TO jobqueue_support_readonly;
 GRANT SELECT ON TABLE jobqueue.attempts TO jobqueue_api;
 
 GRANT SELECT ON TABLE jobqueue.attempts TO jobqueue_support_readonly;
+
+GRANT SELECT ON TABLE jobqueue.batch TO jobqueue_api;
+
+GRANT SELECT ON TABLE jobqueue.batch TO jobqueue_support_readonly;
 
 GRANT SELECT ON TABLE jobqueue.checkpoint TO jobqueue_api;
 
@@ -2762,6 +4966,22 @@ GRANT SELECT ON TABLE jobqueue.done_key TO jobqueue_api;
 
 GRANT SELECT ON TABLE jobqueue.done_key TO jobqueue_support_readonly;
 
+GRANT SELECT ON TABLE jobqueue.edge TO jobqueue_api;
+
+GRANT SELECT ON TABLE jobqueue.edge TO jobqueue_support_readonly;
+
+GRANT SELECT ON TABLE jobqueue.estimate TO jobqueue_api;
+
+GRANT SELECT ON TABLE jobqueue.estimate TO jobqueue_support_readonly;
+
+GRANT SELECT ON TABLE jobqueue.flow TO jobqueue_api;
+
+GRANT SELECT ON TABLE jobqueue.flow TO jobqueue_support_readonly;
+
+GRANT SELECT ON TABLE jobqueue.flow_member TO jobqueue_api;
+
+GRANT SELECT ON TABLE jobqueue.flow_member TO jobqueue_support_readonly;
+
 GRANT SELECT ON TABLE jobqueue.jobs TO jobqueue_api;
 
 GRANT SELECT ON TABLE jobqueue.jobs TO jobqueue_support_readonly;
@@ -2769,6 +4989,8 @@ GRANT SELECT ON TABLE jobqueue.jobs TO jobqueue_support_readonly;
 GRANT SELECT ON TABLE jobqueue.queues TO jobqueue_api;
 
 GRANT SELECT ON TABLE jobqueue.queues TO jobqueue_support_readonly;
+
+GRANT SELECT ON TABLE jobqueue.quota_use TO jobqueue_support_readonly;
 
 GRANT SELECT ON TABLE jobqueue.schedules TO jobqueue_api;
 

@@ -88,6 +88,7 @@ class Claimer:
         self._connection: AsyncConnection[Any] | None = None
         self._next_sweep = 0.0
         self._next_full = 0.0
+        self._names_at = 0.0
         self._stopping = False
         self._found = False
         self.statements = 0
@@ -100,6 +101,8 @@ class Claimer:
     async def run(self) -> None:
         """Claim until stopped, or until there is nothing to do and `idle` says that this is the end."""
         backoff = Backoff()
+        # nothing lies below floors that are not there yet
+        self._next_sweep, self._next_full = self._now() + SWEEP_SECONDS, self._now() + FULL_SWEEP_SECONDS
         while not self._stopping:
             try:
                 if await self._step():
@@ -204,35 +207,55 @@ class Claimer:
         if full:
             self._next_full = now + FULL_SWEEP_SECONDS
         connection = await self._connect()
+        every = await self._current_queues(connection)
+        queues = [name for name in every if self._floors_of(name).below().ranks]
+        if full and queues:
+            return await self._sweep_all(connection, every, wanted)
         found: list[Claim] = []
-        for name in await self._current_queues(connection):
-            found += await self._sweep(connection, name, wanted - len(found), full)
+        for name in queues:
+            found += await self._sweep(connection, name, wanted - len(found))
             if len(found) >= wanted:
                 break
         return found
 
-    async def _sweep(self, connection: AsyncConnection[Any], name: str, wanted: int, full: bool) -> list[Claim]:
+    async def _sweep(self, connection: AsyncConnection[Any], name: str, wanted: int) -> list[Claim]:
         floors = self._floors_of(name)
-        below = floors.below()
-        if not below.ranks:
-            return []
-        plain = connection.cursor(row_factory=tuple_row)
-        bounds = await (await plain.execute("select xmin, xmax from jobqueue.snapshot_bounds()")).fetchone()
-        start, suspects = self._room.free_slots(), self._room.suspects_allowed()
-        common = (wanted, start, suspects, self._job_types)
-        if full:
-            span = ([LOWEST_RANK], [0], [HIGHEST_RANK])
-            cursor = await connection.execute(CLAIM_ONE, (name, self._worker_id, *span, *common))
-        else:
-            cursor = await connection.execute(CLAIM_BELOW, (name, self._worker_id, *below, *common))
+        xmin, xmax = await self._bounds(connection)
+        cursor = await connection.execute(
+            CLAIM_BELOW, (name, self._worker_id, *floors.below(), wanted, *self._allowances(), self._job_types)
+        )
         claims: list[Claim] = await cursor.fetchall()
         self.statements += 2
-        assert bounds is not None
-        floors.swept(len(claims) < wanted, bounds[0], bounds[1])
+        floors.swept(len(claims) < wanted, xmin, xmax)
         return claims
 
+    async def _sweep_all(self, connection: AsyncConnection[Any], queues: Sequence[str], wanted: int) -> list[Claim]:
+        """Read the whole lines of the queues: what is found there comes in the order of the line, as with every claim."""
+        xmin, xmax = await self._bounds(connection)
+        count = len(queues)
+        spans = ([LOWEST_RANK] * count, [0] * count, [HIGHEST_RANK] * count)
+        cursor = await connection.execute(
+            CLAIM_SEVERAL, (self._worker_id, list(queues), *spans, wanted, *self._allowances(), self._job_types)
+        )
+        claims: list[Claim] = await cursor.fetchall()
+        claims.sort(key=lambda claim: (-claim.priority, claim.ready_seq))
+        self.statements += 2
+        for name in queues:
+            self._floors_of(name).swept(len(claims) < wanted, xmin, xmax)
+        return claims
+
+    async def _bounds(self, connection: AsyncConnection[Any]) -> tuple[int, int]:
+        plain = connection.cursor(row_factory=tuple_row)
+        bounds = await (await plain.execute("select xmin, xmax from jobqueue.snapshot_bounds()")).fetchone()
+        assert bounds is not None
+        return bounds
+
+    def _allowances(self) -> tuple[int, int]:
+        return self._room.free_slots(), self._room.suspects_allowed()
+
     async def _current_queues(self, connection: AsyncConnection[Any]) -> list[str]:
-        if self._given is None and (not self._queues or self._now() >= self._next_sweep):
+        if self._given is None and (not self._queues or self._now() >= self._names_at):
+            self._names_at = self._now() + SWEEP_SECONDS
             plain = connection.cursor(row_factory=tuple_row)
             rows = await (await plain.execute("select name from jobqueue.queue_names()")).fetchall()
             self._queues = [row[0] for row in rows]

@@ -171,16 +171,17 @@ exception when others then
 end
 $$;
 
--- options_of_copy: the options by which a dead letter is sent anew.
+-- options_of_copy: the options by which a dead letter is sent anew; its key is that of its original, as long as that is there.
 create or replace function jobqueue.options_of_copy(_copy jobqueue.job)
 returns jsonb
-language sql immutable
+language sql stable
 set search_path = pg_catalog, pg_temp
 as $$
     select jsonb_object_agg(o.key, o.value)
     from jsonb_each(jsonb_build_object('job_type', _copy.job_type, 'tenant', _copy.tenant, 'priority', _copy.priority,
         'subject', _copy.subject, 'display_name', _copy.display_name, 'created_by', _copy.created_by, 'metadata', _copy.metadata,
-        'singleton_key', _copy.singleton_key, 'group', _copy.group_key, 'tier', _copy.tier)) o
+        'group', _copy.group_key, 'tier', _copy.tier,
+        'singleton_key', (select j.singleton_key from jobqueue.job j where j.id = _copy.dead_letter_of))) o
     where o.value <> 'null'
 $$;
 

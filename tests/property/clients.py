@@ -48,11 +48,9 @@ WHY = "by chance"
 
 @dataclass(slots=True)
 class Shared:
-    """What all clients of a run know: batches and how many jobs were sent into each, by each client."""
+    """What all clients of a run know."""
 
     batches: list[UUID] = field(default_factory=list)
-    members: Counter[UUID] = field(default_factory=Counter)
-    purged: bool = False
 
 
 class Client:
@@ -72,6 +70,7 @@ class Client:
         self.refusals: Counter[str] = Counter()
         self.deadlocks: list[str] = []
         self.last_claimed: list[UUID] = []
+        self.members: Counter[UUID] = Counter()
 
     def step(self) -> str:
         """One operation; its name."""
@@ -134,7 +133,7 @@ class Client:
     def sent(self, options: dict[str, Any], created: bool) -> None:
         """Count what was sent into a batch."""
         if created and "batch" in options:
-            self.shared.members[UUID(options["batch"])] += 1
+            self.members[UUID(options["batch"])] += 1
 
     def send(self) -> None:
         queue = self.queue()
@@ -171,9 +170,16 @@ class Client:
             self.shared.batches.append(UUID(str(made)))
 
     def upsert(self) -> None:
-        queue = self.chance.choice(("fifo", "keys", "short", "flex", "singleton"))
+        queue = self.chance.choice(("keys", "short", "flex", "singleton"))
+        if self.is_strict(queue):
+            return
         options = {"singleton_key": self.chance.choice("ab"), "priority": self.chance.randint(0, 3)}
         self.engine.rows("select * from jobqueue.upsert(%s, %s, %s)", queue, Jsonb({"n": 2}), options)
+
+    def is_strict(self, queue: str) -> bool:
+        """Whether a queue is of strict order."""
+        policies = self.engine.values("select policy from jobqueue.queue where name = %s", queue)
+        return policies == ["key_strict_fifo"]
 
     def update_jobs(self) -> None:
         change: dict[str, Any] = self.chance.choice((
@@ -186,6 +192,8 @@ class Client:
             job = self.job(*WAITING)
             target = {"id": str(job)}
             queue = (self.engine.values("select queue from jobqueue.job where id = %s", job) or [queue])[0]
+        if self.is_strict(queue):
+            return
         self.engine.rows("select * from jobqueue.update_jobs(%s, %s, %s)", queue, target, change)
 
     # workers
@@ -306,7 +314,6 @@ class Client:
         self.engine.rows("select * from jobqueue.bulk(%s, %s, %s)", action, filters, WHY)
 
     def purge(self) -> None:
-        self.shared.purged = True
         self.engine.rows("select * from jobqueue.purge_queue(%s, %s)", self.queue(), WHY)
 
     def switch(self) -> None:
