@@ -16,6 +16,7 @@ from jobqueue.administration import Administration
 from jobqueue.client import Action, Sent
 from jobqueue.errors import InvalidArgument, QueueNotFound
 from jobqueue.flows import Flows
+from jobqueue.integrations.adapters import adopt, adopt_blocking
 from jobqueue.options import encode_options, merge_options, options_text
 from jobqueue.payloads import encode_payload
 from jobqueue.registration import Registration
@@ -74,15 +75,15 @@ class App(Registration, Schedules, Flows, Administration, Statistics):
         payload: Any = None,
         *,
         queue: str | None = None,
-        connection: AsyncConnection[Any] | None = None,
+        connection: Any = None,
         **options: Any,
     ) -> Sent:
         """Add a job and return its id: `await app.send("index_repository", IndexRepository(path="."), priority=5)`.
 
         `name`: a handler's name, or its function; another name only together with `queue`. `payload`: what the handler
         takes; checked before anything is stored. `connection`: your own, so that the job joins your transaction (it is
-        neither committed nor closed here). `options`: those of SQL `send`; durations may be timedelta, times must be
-        aware.
+        neither committed nor closed here): psycopg's, SQLAlchemy's or asyncpg's, for `send_sync` also Django's
+        (docs/guide/integrations.md). `options`: those of SQL `send`; durations may be timedelta, times must be aware.
 
         Returns `created=False` and the reason if another job stands in its place. Raises QueueNotFound for an unknown
         name, InvalidArgument, UnknownOption, Forbidden, Conflict, TooLarge, DatabaseUnavailable, SchemaOutdated.
@@ -97,7 +98,7 @@ class App(Registration, Schedules, Flows, Administration, Statistics):
         payload: Any = None,
         *,
         queue: str | None = None,
-        connection: Connection[Any] | None = None,
+        connection: Any = None,
         **options: Any,
     ) -> Sent:
         """The blocking form of `send`."""
@@ -111,7 +112,7 @@ class App(Registration, Schedules, Flows, Administration, Statistics):
         payloads: Iterable[Any],
         *,
         queue: str | None = None,
-        connection: AsyncConnection[Any] | None = None,
+        connection: Any = None,
         **options: Any,
     ) -> list[Sent]:
         """Add one job per payload, all or none, and return what `send` would, in order. `options` apply to all of them.
@@ -129,7 +130,7 @@ class App(Registration, Schedules, Flows, Administration, Statistics):
         payloads: Iterable[Any],
         *,
         queue: str | None = None,
-        connection: Connection[Any] | None = None,
+        connection: Any = None,
         **options: Any,
     ) -> list[Sent]:
         """The blocking form of `send_many`."""
@@ -298,9 +299,9 @@ class App(Registration, Schedules, Flows, Administration, Statistics):
         await self.close()
 
     @contextlib.asynccontextmanager
-    async def _lend(self, connection: AsyncConnection[Any] | None) -> AsyncIterator[AsyncConnection[Any]]:
+    async def _lend(self, connection: Any) -> AsyncIterator[AsyncConnection[Any]]:
         if connection is not None:
-            yield connection
+            yield adopt(connection)
             return
         connections = self._connections
         if connections is None:
@@ -314,9 +315,9 @@ class App(Registration, Schedules, Flows, Administration, Statistics):
             yield lent
 
     @contextlib.contextmanager
-    def _lend_blocking(self, connection: Connection[Any] | None) -> Iterator[Connection[Any]]:
+    def _lend_blocking(self, connection: Any) -> Iterator[Connection[Any]]:
         if connection is not None:
-            yield connection
+            yield adopt_blocking(connection)
             return
         connections = self._connections or self._connect()
         with connections.lend_blocking() as lent:

@@ -106,16 +106,19 @@ class BlockingJob:
         return BlockingChunks(self._job.chunks(total), self)
 
     @contextmanager
-    def transaction(self, result: Any | Callable[[], Any] = None) -> Iterator[Connection[Any]]:
-        """As `Job.transaction`, with a blocking connection."""
+    def transaction(
+        self, result: Any | Callable[[], Any] = None, *, connection: Any = None
+    ) -> Iterator[Connection[Any]]:
+        """As `Job.transaction`, with a blocking connection: psycopg's, SQLAlchemy's or django.db.connection."""
         from jobqueue import client
+        from jobqueue.integrations.adapters import borrow_blocking, whole_transaction_blocking
 
         job = self._job
-        with job._channel.connections.lend_blocking() as connection:
-            with connection.transaction():
-                yield connection
+        with borrow_blocking(job._channel.connections, connection) as lent:
+            with whole_transaction_blocking(lent):
+                yield lent if connection is None else connection
                 text, stats = job._final(result)
-                client.blocking(client.complete(connection, job.id, job.token, text, stats))
+                client.blocking(client.complete(lent, job.id, job.token, text, stats))
             job._settled = True
 
     def _make_timer(self) -> Timer:

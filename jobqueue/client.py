@@ -156,6 +156,9 @@ async def fetch(connection: AnyConnection, query: str, parameters: Sequence[Any]
         if isinstance(connection, psycopg.Connection):
             with connection.cursor(row_factory=tuple_row) as cursor:
                 return cursor.execute(query.encode(), parameters).fetchall()
+        if not isinstance(connection, psycopg.AsyncConnection):
+            # of another library: jobqueue.integrations.adapters
+            return await connection.rows(query, parameters)  # type: ignore[unreachable]
         async with connection.cursor(row_factory=tuple_row) as acursor:
             await acursor.execute(query.encode(), parameters)
             return await acursor.fetchall()

@@ -385,20 +385,23 @@ class Job:
         self.obey(command)
 
     @contextlib.asynccontextmanager
-    async def transaction(self, result: Any = None) -> AsyncIterator[AsyncConnection[Any]]:
+    async def transaction(self, result: Any = None, *, connection: Any = None) -> AsyncIterator[AsyncConnection[Any]]:
         """Write and complete in one transaction: `async with job.transaction() as connection:`.
 
         What is written on the connection and the job's completion are committed together, or not at all; the value that
         the handler returns afterwards is ignored. `result`: the job's result, or a function that is called at the end
-        of the block. Raises LeaseLost (and rolls back) if the job was given to another worker meanwhile.
+        of the block. `connection`: your own instead (psycopg, SQLAlchemy, asyncpg); the block begins and commits its
+        transaction, and gets it back. Raises LeaseLost (and rolls back) if the job was given to another worker
+        meanwhile, InvalidArgument if your connection is in a transaction already.
         """
         from jobqueue import client
+        from jobqueue.integrations.adapters import borrow, whole_transaction
 
-        async with self._channel.connections.lend() as connection:
-            async with connection.transaction():
-                yield connection
+        async with borrow(self._channel.connections, connection) as lent:
+            async with whole_transaction(lent):
+                yield lent if connection is None else connection
                 text, stats = self._final(result)
-                await client.complete(connection, self.id, self.token, text, stats)
+                await client.complete(lent, self.id, self.token, text, stats)
             self._settled = True
 
     # -- for the worker ------------------------------------------------------------------------------------------------

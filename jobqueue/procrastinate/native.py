@@ -50,7 +50,7 @@ def adopt(app: procrastinate.App) -> NativeApp:
 class NativeApp(App):
     """The tasks of a procrastinate application as handlers. Made by `adopt`.
 
-    `worker_defaults` of the application are heeded: queues, concurrency (if the worker is given none), name,
+    `worker_defaults` of the application are heeded: queues, name,
     additional_context and middleware.
     """
 

@@ -127,8 +127,8 @@ class WorkerChannel:
         return asyncio.run_coroutine_threadsafe(awaitable, self._loop).result()
 
     def has_report(self, id: str) -> bool:
-        """Whether progress of this job waits to be sent."""
-        return id in self._reports
+        """Whether progress of this job waits to be sent, or is on its way: after the job's end it would be refused."""
+        return id in self._reports or id in self._under_way
 
     async def flush(self, id: str | None = None) -> None:
         """Send the progress of one job, or of all, now. Raises what the database says of one job's progress."""

@@ -142,7 +142,7 @@ class Claimer:
             return False
         if self._idle is not None and self._idle():
             # The last look of a worker that ends when nothing is left: below the floors too.
-            self._next_sweep = self._next_full = 0.0
+            self._next_sweep = self._next_full = self._names_at = 0.0
             claims = await self._sweep_if_due(wanted)
             if not claims:
                 return True

@@ -11,6 +11,7 @@ import click
 from benchmarks import cost as cost_benchmark
 from benchmarks import drain as drain_benchmark
 from benchmarks import enqueue as enqueue_benchmark
+from benchmarks import http as http_benchmark
 from benchmarks import latency as latency_benchmark
 from benchmarks import procrastinate as procrastinate_benchmark
 from benchmarks import progress as progress_benchmark
@@ -91,7 +92,7 @@ def procrastinate(jobs: int, runs: int, dsn: str | None, output: Path | None) ->
 
 
 @main.command()
-@common(300)
+@common(90)
 @click.option("--rate", type=click.FloatRange(1), default=20.0, show_default=True, help="Sends per second.")
 def latency(jobs: int, runs: int, dsn: str | None, output: Path | None, rate: float) -> None:
     """P4: from before the send to the start of the handler, on an idle queue."""
@@ -135,3 +136,12 @@ def snapshot(jobs: int, runs: int, dsn: str | None, output: Path | None, rounds:
         lambda place: snapshot_benchmark.run(place, jobs=jobs, runs=runs, rounds=rounds),
         statements=True,
     )
+
+
+@main.command()
+@common(90)
+@click.option("--seconds", type=click.FloatRange(0.1), default=3.0, show_default=True, help="Each turn of each side.")
+@click.option("--polls", type=click.IntRange(1), default=5000, show_default=True, help="Requests that wait at once.")
+def http(jobs: int, runs: int, dsn: str | None, output: Path | None, seconds: float, polls: int) -> None:
+    """P8: GET /jobs/{id} beside a bare route, 304 beside 200, long polls and the connections that they hold."""
+    measure(dsn, output, lambda place: http_benchmark.run(place, jobs=jobs, runs=runs, seconds=seconds, polls=polls))

@@ -198,7 +198,8 @@ comment on function jobqueue.zone_name is 'The name of a time zone as the IANA d
 comment on function jobqueue.queue_options is 'The options of a queue that work.';
 comment on function jobqueue.check_shared is 'JQ403 for those who are bound to some tenants; what they ask for would touch the others. No tenant is called *.';
 comment on function jobqueue.lock_queue is 'A queue, locked; JQ404 if there is none.';
-comment on function jobqueue.keep_senders_out is 'Wait for the senders that have read a queue, and let no other read one until this transaction ends. Every way of sending reads the table before it stores a job, so that afterwards no job can be under way to a queue that is changed for good.';
+comment on function jobqueue.keep_senders_out is 'Wait for the senders that have read a queue, and let no other read one until this transaction ends. Every way of sending reads the table before it stores a job, so that afterwards no job can be under way to a queue that is changed for good. Its jobs in some statuses are locked, too.';
+comment on function jobqueue.lock_jobs_of is 'Lock the jobs of a queue in some statuses, in the order of ids; waits for each at most 0.1 s.';
 comment on function jobqueue.queue_with is 'A queue with options over its own. Null clears those that may be without a value. Nothing is stored. Errors: JQ400.';
 comment on function jobqueue.queue_values is 'The options of a queue, durations in seconds: 7 days and 168 hours are the same.';
 comment on function jobqueue.store_queue is 'Write the options of a queue; its dead letter queue is made if need be, as send would.';

@@ -99,7 +99,7 @@ begin
 end
 $$;
 
--- readmit_queue: after a change of limits: every job that waits enters anew, and what runs is counted. Call it while senders and claimers
+-- readmit_queue: after a change of limits: every job that waits or may be taken up again enters anew, and what runs is counted. Call it while senders and claimers
 -- are kept out (keep_senders_out). Walks the primary key in portions. Index: job_pkey.
 create or replace function jobqueue.readmit_queue(_queue jobqueue.queue)
 returns void
@@ -122,7 +122,7 @@ begin
         exit when ids = '{}';
         place := ids[cardinality(ids)];
         ids := array(select j.id from job j
-            where j.id = any (ids) and j.queue = _queue.name and j.status in ('blocked', 'pending', 'processing', 'paused', 'failed')
+            where j.id = any (ids) and j.queue = _queue.name and j.status in ('blocked', 'pending', 'processing', 'paused', 'failed', 'cancelled')
             order by j.id for update);
         update job j
         set settle_flags = j.settle_flags & ~(case when fifo then 480 else 488 end) | case when _queue.limited then 256 else 0 end

@@ -45,18 +45,52 @@ $$;
 
 -- keep_senders_out: wait for the senders that have read a queue, and let no other read one until this transaction ends. Every way of
 -- sending reads the table before it stores a job, so that afterwards no job can be under way to a queue that is changed for good.
---   Errors: JQ409 if a transaction that has sent something stays open for more than 3 seconds; all others wait meanwhile.
-create or replace function jobqueue.keep_senders_out(_name text)
+-- Its jobs in some statuses are locked, too. Whoever has locked a job may have to read a queue after that (every end of a job with limits
+-- does), so this must not wait for a job while it holds the table: it gives the table back and begins again.
+--   Errors: JQ409 if a transaction that has sent something or holds a job stays open for more than 3 seconds; all others wait meanwhile.
+create or replace function jobqueue.keep_senders_out(_name text, _statuses text[])
 returns void
 language plpgsql
 set search_path = pg_catalog, jobqueue, pg_temp
 set lock_timeout = '3 s'
 as $$
+declare
+    until timestamptz := clock_timestamp() + interval '3 s';
 begin
-    lock table queue in access exclusive mode;
-exception when lock_not_available then
-    perform refuse('JQ409', 'CONFLICT', format('The queue "%s" cannot be changed now: open transactions are using queues.', left(_name, 200)),
-        'Try again; jobqueue.doctor() names the oldest transaction.', jsonb_build_object('queue', left(_name, 200)));
+    loop
+        begin
+            lock table queue in access exclusive mode;
+            perform lock_jobs_of(_name, _statuses);
+            return;
+        exception when lock_not_available or deadlock_detected then
+            -- what was locked in this block is free again
+            if clock_timestamp() > until then
+                perform refuse('JQ409', 'CONFLICT', format('The queue "%s" cannot be changed now: open transactions are using queues.',
+                    left(_name, 200)), 'Try again; jobqueue.doctor() names the oldest transaction.', jsonb_build_object('queue', left(_name, 200)));
+            end if;
+        end;
+        perform pg_sleep(0.005);
+    end loop;
+end
+$$;
+
+-- lock_jobs_of: lock the jobs of a queue in some statuses, in the order of ids; waits for each at most 0.1 s. Index: job_pkey.
+create or replace function jobqueue.lock_jobs_of(_queue text, _statuses text[])
+returns void
+language plpgsql
+set search_path = pg_catalog, jobqueue, pg_temp
+set lock_timeout = '100ms'
+as $$
+declare
+    place uuid := '00000000-0000-0000-0000-000000000000';
+    ids uuid[];
+begin
+    loop
+        ids := array(select j.id from job j where j.id > place order by j.id limit 10000);
+        exit when ids = '{}';
+        place := ids[cardinality(ids)];
+        perform from job j where j.id = any (ids) and j.queue = _queue and j.status = any (_statuses) order by j.id for update;
+    end loop;
 end
 $$;
 
@@ -212,7 +246,7 @@ begin
     if exists (select from queue x where x.name = update_queue.name and x.policy <> update_queue.options ->> 'policy')
         or update_queue.options ?| array['concurrency', 'group_concurrency', 'key_concurrency', 'rate_limit', 'ageing', 'fair_by']
     then
-        perform keep_senders_out(update_queue.name);
+        perform keep_senders_out(update_queue.name, array['blocked', 'pending', 'processing', 'paused', 'failed', 'cancelled']);
     end if;
     q := lock_queue(update_queue.name);
     if coalesce(update_queue.options, '{}') = '{}' then
@@ -311,7 +345,7 @@ declare
 begin
     perform check_shared('delete a queue');
     perform pg_advisory_xact_lock(27251, 0);
-    perform keep_senders_out(delete_queue.name);
+    perform keep_senders_out(delete_queue.name, array['completed', 'failed', 'cancelled', 'skipped']);
     q := lock_queue(delete_queue.name);
     users := array(select 'queue ' || x.name from queue x where x.dead_letter = q.name
         union all select 'schedule ' || s.name from schedule s where s.queue = q.name order by 1);

@@ -67,7 +67,7 @@ NEVER = {
     "a dead letter has no provenance, or waits though its original was taken up again": """
         select j.id from j left join j o on o.id = j.dead_letter_of
         where j.queue = 'dead' and (j.dead_letter_of is null or
-            j.status in ('pending', 'paused') and j.resume_count = 0 and o.status <> 'failed')""",
+            j.status in ('pending', 'paused') and j.attempt + j.retry_count + j.resume_count = 0 and o.status <> 'failed')""",
     "something hangs on a job that is gone": """
         select a.job_id from jobqueue.attempt a where not exists (select from j where j.id = a.job_id) union all
         select a.job_id from jobqueue.checkpoint a where not exists (select from j where j.id = a.job_id) union all
@@ -79,7 +79,7 @@ NEVER = {
         select min(j.id::text)::uuid from j join q on q.name = j.queue
         where j.held_key is null or j.held_key not like 'slot:%%'
         group by j.queue, coalesce(j.tenant || '/' || j.singleton_key, 'queue'), q.policy
-        having count(*) filter (where j.status = 'blocked' or j.status in ('pending', 'paused') and j.retry_count = 0)
+        having count(*) filter (where j.status in ('blocked', 'pending', 'paused') and j.retry_count = 0 and j.attempt = 0)
                 > case when q.policy in ('short', 'stately') and j.queue <> 'flex' then 1 else 1000000 end
             or count(*) filter (where j.status in ('pending', 'paused') and j.retry_count > 0)
                 > case when q.policy = 'stately' and j.queue <> 'flex' then 1 else 1000000 end
@@ -134,7 +134,7 @@ class Model:
         self._limits(now)
         self._rate(step, now, claimed)
         broken = violations(self._engine)
-        assert broken == [], "; ".join(f"{row['rule']}: {row['job']}" for row in broken)
+        assert broken == [], "; ".join(f"{row['rule']}: {row['job']}" for row in broken) + str(self._engine.rows("select queue,status,held_key,hold_mask,retry_count,resume_count,attempt,options,tenant,singleton_key,id from jobqueue.job where (queue,tenant,coalesce(singleton_key,''))=(select queue,tenant,coalesce(singleton_key,'') from jobqueue.job where id=%s) and status not in ('completed','failed','cancelled','skipped')", broken[0]["job"]))
         self.jobs = now
 
     def _change(self, step: str, before: Row, now: Row | None) -> None:
@@ -173,7 +173,7 @@ class Model:
             if job["status"] == "processing":
                 for line, limit in lines_of(job, queues[job["queue"]]):
                     running[line] += 1
-                    most[line] = max(most[line], limit)
+                    most[line] = max(most[line], 1000000 if limit is None else limit)
         for line, count in running.items():
             assert count <= max(most[line], self._allowance[line]), f"{count} jobs of {line} run at once"
         self._allowance = running
@@ -186,8 +186,8 @@ class Model:
         assert self._starts <= QUEUES["rates"]["rate_limit"]["limit"], "the rate was exceeded"
 
 
-def lines_of(job: Row, queue: Row) -> list[tuple[tuple[str, str], int]]:
-    """The lines that a running job counts in, with their limits."""
+def lines_of(job: Row, queue: Row) -> list[tuple[tuple[str, str], int | None]]:
+    """The lines that a running job counts in, with their limits; None: no limit."""
     name, groups = job["queue"], queue["group_concurrency"] or {}
     group_limit: Any = groups.get("tiers", {}).get(job["tier"], groups.get("default"))
     key_limit = 1 if queue["policy"] in ("singleton", "stately", "key_strict_fifo") else queue["key_concurrency"]
@@ -198,4 +198,4 @@ def lines_of(job: Row, queue: Row) -> list[tuple[tuple[str, str], int]]:
         (f"group {job['group_key']}", group_limit if job["group_key"] else None),
         (f"key {job['tenant']}/{job['singleton_key']}" if job["singleton_key"] else "no key", key_limit),
     ]
-    return [((name, line), int(limit)) for line, limit in lines if limit is not None]
+    return [((name, line), limit) for line, limit in lines]

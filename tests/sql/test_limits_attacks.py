@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from jobqueue.database.migrations import migrate_up
 from tests.sql.engine import Engine
 from tests.sql.test_limits import GROUP, KEY, complete, limited, numbers, send_all, used
+from tests.worker.test_faults import Database
 
 
 def tend(engine: Engine) -> None:
@@ -91,3 +104,184 @@ def test_a_job_claimed_for_the_second_time_counts_once(engine: Engine) -> None:
     assert used(engine) == {(2, "g"): 2, (4, ""): 2}
     complete(engine, *running)
     assert len(engine.claim(2)) == 1
+
+
+def test_a_cancelled_job_that_is_taken_up_again_goes_by_the_limits_of_now(engine: Engine) -> None:
+    engine.call("create_queue", "q")
+    jobs = [engine.send() for _ in range(4)]
+    for change, most in (({"concurrency": 1}, 1), ({"concurrency": None}, 3)):
+        for job in jobs:
+            engine.call("cancel", job, "later")
+        engine.call("update_queue", "q", change)
+        for job in jobs:
+            engine.call("resume", job, "now")
+        claims = engine.claim(10)
+        assert len(claims) == most
+        complete(engine, *claims)
+        jobs = engine.values("select id from jobqueue.job where status = 'pending'")
+
+
+# under load
+
+LEFT = "select count(*) from jobqueue.job where status <> 'completed'"
+RUNNING = "select count(*), count(*) filter (where group_key = 'g0') from jobqueue.job where status = 'processing'"
+LOST = """
+    with lost as (
+        update jobqueue.job set lease_until = now() - interval '1 s'
+        where id = any (array(select id from jobqueue.job where status = 'processing' and started_at < now() - interval '2 s'
+            order by id for update skip locked))
+        returning id)
+    update jobqueue.claim_batch set check_at = now() - interval '1 s' where job_ids && array(select id from lost)
+"""
+
+
+class Claimers:
+    """Clients that claim and complete until they are told to stop; one whose connection is killed opens another."""
+
+    def __init__(self, dsn: Callable[[], str], number: int) -> None:
+        self._dsn, self._stop = dsn, threading.Event()
+        self.errors: list[BaseException] = []
+        self.slowest = 0.0
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(number)]
+
+    def __enter__(self) -> Claimers:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(30)
+        assert self.errors == []
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                with psycopg.connect(make_conninfo(self._dsn(), application_name="claimer"), autocommit=True) as connection:
+                    self._work(connection)
+            except psycopg.OperationalError as error:
+                if error.sqlstate in ("40P01", "55P03"):
+                    self.errors.append(error)
+            except BaseException as error:
+                self.errors.append(error)
+
+    def _work(self, connection: psycopg.Connection[tuple[object, ...]]) -> None:
+        me = uuid4()
+        while not self._stop.is_set():
+            begin = time.monotonic()
+            claims = connection.execute("select id, claim_token from jobqueue.claim('{q}', %s, 3)", (me,)).fetchall()
+            self.slowest = max(self.slowest, time.monotonic() - begin)
+            for claim in claims:
+                try:
+                    connection.execute("select jobqueue.complete(%s, %s)", claim)
+                except psycopg.DatabaseError as error:
+                    # on a slow machine it was rescued meanwhile
+                    if error.sqlstate != "JQ409":
+                        raise
+            if not claims:
+                self._stop.wait(0.01)
+
+
+def all_completed(engine: Engine, within: float = 60) -> None:
+    """Wait until every job is completed; claims whose client was killed are rescued meanwhile."""
+    deadline = time.monotonic() + within
+    while engine.value(LEFT):
+        engine.run(LOST)
+        engine.call("rescue", 100)
+        tend(engine)
+        rows = engine.rows(
+            "select j.status, l.stage, l.line, l.held from jobqueue.job j left join jobqueue.admission_line l on l.job_id = j.id "
+            "where j.status <> 'completed' limit 5"
+        )
+        assert time.monotonic() < deadline, f"{engine.value(LEFT)} jobs do not end: {rows}"
+        time.sleep(0.02)
+    engine.value("select jobqueue.admit(q, 10, true) from jobqueue.queue q")
+    tend(engine)
+    engine.value("select jobqueue.admit(q, 10, true) from jobqueue.queue q")
+    assert used(engine) == {}, "no slot has leaked"
+    assert engine.count("admission_line") == 0
+
+
+def kill_clients(engine: Engine, chance: random.Random) -> None:
+    pids = engine.values("select pid from pg_stat_activity where application_name = 'claimer' and datname = current_database()")
+    if pids:
+        engine.value("select pg_terminate_backend(%s)", chance.choice(sorted(pids)))
+
+
+def change_limits(engine: Engine, chance: random.Random) -> None:
+    # none of them is above what the test watches for
+    changes = ({"concurrency": 2}, {"concurrency": 4}, {"group_concurrency": {"default": 1}}, {"group_concurrency": {"default": 2}})
+    engine.call("update_queue", "q", chance.choice(changes))
+
+
+def pause_somebody(engine: Engine, chance: random.Random) -> None:
+    verb, tenant = chance.choice(("pause", "resume")), chance.choice(("t0", "t1", "t2"))
+    engine.call(f"{verb}_tenant", tenant, "by chance")
+
+
+def hold_a_claim(engine: Engine, chance: random.Random) -> None:
+    other = engine.another()
+    with other.connection.transaction(force_rollback=chance.random() < 0.5):
+        claims = other.claim(2, worker=uuid4())
+        engine.value("select pg_sleep(0.05)")
+        for claim in claims:
+            other.call("complete", claim.id, claim.token)
+
+
+@contextmanager
+def paused_to_the_end(engine: Engine) -> Iterator[None]:
+    """Whatever is paused at the end goes on."""
+    yield
+    for tenant in ("t0", "t1", "t2"):
+        engine.call("resume_tenant", tenant, "the end")
+
+
+@pytest.mark.parametrize("attack", [kill_clients, change_limits, pause_somebody, hold_a_claim], ids=lambda attack: attack.__name__)
+def test_limits_hold_and_no_job_is_lost_under_attack(engine: Engine, attack: Callable[[Engine, random.Random], None]) -> None:
+    limited(engine, concurrency=4, group_concurrency={"default": 2})
+    chance = random.Random(1)
+    send_all(engine, [{GROUP: f"g{n % 3}", "tenant": f"t{n % 4}", "max_retries": 50} for n in range(150)])
+    with Claimers(lambda: engine.dsn, 8) as claimers, paused_to_the_end(engine):
+        for _ in range(12):
+            attack(engine, chance)
+            total, group = engine.connection.execute(RUNNING).fetchone() or (0, 0)
+            assert total <= 4
+            assert group <= 2
+    with Claimers(lambda: engine.dsn, 4):
+        all_completed(engine)
+    assert claimers.slowest < 5, "a claim never hangs"
+
+
+def test_a_queue_that_was_deleted_leaves_nothing_behind(engine: Engine) -> None:
+    for _ in range(2):
+        limited(engine, concurrency=1, rate_limit={"limit": 5, "period": 60})
+        send_all(engine, [{}] * 3)
+        with Claimers(lambda: engine.dsn, 2):
+            assert engine.refused(engine.call, "delete_queue", "q").code == "CONFLICT"
+            deadline = time.monotonic() + 20
+            while engine.value(LEFT):
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        engine.call("delete_queue", "q")
+        for table in ("admission_line", "admission_slot", "admission_note", "admission"):
+            assert engine.count(table) == 0
+
+
+def test_a_crash_of_the_server_loses_no_job_and_leaks_no_slot() -> None:
+    database = Database()
+    try:
+        migrate_up(database.dsn)
+        with psycopg.connect(database.dsn, autocommit=True) as connection:
+            engine = Engine(connection, database.dsn)
+            limited(engine, concurrency=4, group_concurrency={"default": 2})
+            send_all(engine, [{GROUP: f"g{n % 3}", "max_retries": 50} for n in range(100)])
+        with Claimers(lambda: database.dsn, 6):
+            deadline = time.monotonic() + 30
+            while database.query(LEFT) > 50:
+                assert time.monotonic() < deadline
+            database.crash_and_restart()
+            with psycopg.connect(database.dsn, autocommit=True) as connection:
+                all_completed(Engine(connection, database.dsn))
+    finally:
+        database.server.stop()

@@ -14,7 +14,7 @@ from tests.sql.engine import PERMANENT, Engine, Row, new_token
 from tests.support.waiting import wait_until
 
 
-def answer(engine: Engine, queue: str = "q", payload: Any = None, **options: Any) -> tuple[UUID | None, str | None]:
+def answer(engine: Engine, queue: str = "q", payload: Any = None, **options: Any) -> tuple[Any, str | None]:
     """Send; the id and why nothing was stored (None: it was)."""
     row = engine.row("select * from jobqueue.send(%s, %s, %s)", queue, Jsonb(payload or {}), options)
     assert row["created"] is (row["reason"] is None)
@@ -53,7 +53,7 @@ def test_one_job_per_slot_and_key_and_the_holder_is_named(engine: Engine) -> Non
 
 @pytest.mark.parametrize(("until", "free"), [("window", False), ("ended", True)])
 def test_whether_an_ended_job_still_holds_its_slot_is_a_choice(engine: Engine, until: str, free: bool) -> None:
-    slot = {"throttle_seconds": only_slot(), "slot_until": until}
+    slot: dict[str, Any] = {"throttle_seconds": only_slot(), "slot_until": until}
     first, _ = answer(engine, **slot)
     (claim,) = engine.claim()
     assert answer(engine, **slot) == (first, "throttled"), "a running job holds its slot in any case"
@@ -85,7 +85,7 @@ def test_the_next_slot_takes_the_next_job(engine: Engine) -> None:
 
 def test_a_debounced_job_goes_into_the_next_slot_and_the_one_after_it_is_dropped_or_merged(engine: Engine) -> None:
     size = only_slot()
-    slot = {"debounce_seconds": size, "singleton_key": "k"}
+    slot: dict[str, Any] = {"debounce_seconds": size, "singleton_key": "k"}
     first, _ = answer(engine, payload={"n": 1}, **slot)
     second, reason = answer(engine, payload={"n": 2, "kept": True}, **slot)
     assert reason is None
@@ -104,7 +104,7 @@ def test_a_debounced_job_goes_into_the_next_slot_and_the_one_after_it_is_dropped
 @pytest.mark.parametrize("key", [None, "k"])
 def test_short_has_one_job_that_has_not_started(engine: Engine, key: str | None) -> None:
     engine.call("create_queue", "q", {"policy": "short", "retry_delay": 3600})
-    keyed = {"singleton_key": key} if key else {}
+    keyed: dict[str, Any] = {"singleton_key": key} if key else {}
     first, _ = answer(engine, **keyed)
     assert answer(engine, **keyed) == (first, "policy")
     assert answer(engine, singleton_key="other")[1] is None, "each key has a place of its own"
@@ -122,7 +122,7 @@ def test_short_has_one_job_that_has_not_started(engine: Engine, key: str | None)
 @pytest.mark.parametrize("key", [None, "k"])
 def test_exclusive_has_one_job_that_has_not_ended(engine: Engine, key: str | None) -> None:
     engine.call("create_queue", "q", {"policy": "exclusive", "retry_delay": 3600})
-    keyed = {"singleton_key": key} if key else {}
+    keyed: dict[str, Any] = {"singleton_key": key} if key else {}
     first, _ = answer(engine, **keyed)
     assert answer(engine, **keyed) == (first, "policy")
     (claim,) = engine.claim()
@@ -202,7 +202,7 @@ def test_a_queue_inherits_to_its_jobs_and_a_job_says_otherwise(engine: Engine) -
 
 def test_a_dead_letter_that_is_sent_elsewhere_keeps_key_group_and_priority(engine: Engine) -> None:
     engine.call("create_queue", "in_order", {"policy": "key_strict_fifo"})
-    given = {"singleton_key": "k", "group": "g", "tier": "gold", "priority": 4, "subject": "invoice:7"}
+    given: dict[str, Any] = {"singleton_key": "k", "group": "g", "tier": "gold", "priority": 4, "subject": "invoice:7"}
     claim = engine.claimed(dead_letter="dead", **given)
     engine.fail(claim, PERMANENT)
     done = engine.row("select * from jobqueue.redrive('dead', '{\"destination\": \"in_order\"}')")

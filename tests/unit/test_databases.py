@@ -5,9 +5,10 @@ from __future__ import annotations
 import psycopg
 import pytest
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict
 
 from jobqueue.database.embedded import EmbeddedServer
-from tests.support.databases import Databases
+from tests.support.databases import Databases, drop_database
 
 TABLES = "select relname from pg_class where relnamespace = 'jobqueue'::regnamespace and relkind = 'r' order by relname"
 SEQUENCES = "select sequencename, last_value from pg_sequences where schemaname = 'jobqueue' order by sequencename"
@@ -36,6 +37,8 @@ def use(dsn: str, *statements: str) -> None:
 
 
 def test_a_used_database_is_emptied_and_used_again(databases: Databases) -> None:
+    # its own: those of other tests would be handed out in turn
+    databases = Databases(databases.server_dsn, databases.template)
     with databases.lend() as first:
         new = state(first)
         use(
@@ -53,6 +56,7 @@ def test_a_used_database_is_emptied_and_used_again(databases: Databases) -> None
         assert second == first
         assert state(second) == new
     left_open.close()
+    drop_database(databases.server_dsn, str(conninfo_to_dict(first)["dbname"]))
 
 
 @pytest.mark.parametrize(

@@ -285,6 +285,8 @@ async def test_a_cause_is_warned_of_once_and_again_after_it_was_gone(
     app = App("unused")
     app.hooks = hooks
     app.on_warning(heard.append)
+    # as if a worker had kept house all the while
+    connection.execute("update jobqueue.maintenance set next_at = now() + interval '1 hour'")
     connection.execute("select jobqueue.create_queue('mail', '{\"warn_backlog\": 2}')")
     connection.execute("select jobqueue.send('mail') from generate_series(1, 3)")
     warnings = Warnings(hooks)
