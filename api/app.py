@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from functools import cache
@@ -37,8 +38,12 @@ from jobqueue.settings import Settings, load_settings
 
 
 async def get_document(call: Call) -> Response:
-    """Answer with the OpenAPI document of this installation."""
-    return Response(call.scope["app"].state.openapi, media_type="application/json")
+    """Answer with the OpenAPI document of this installation; mounted in another application, with its path there."""
+    document: bytes = call.scope["app"].state.openapi
+    if mounted_at := call.scope.get("root_path", ""):
+        url = mounted_at + call.services.settings.api_prefix
+        document = dump_json({**json.loads(document), "servers": [{"url": url}]})
+    return Response(document, media_type="application/json")
 
 
 OPERATIONS: tuple[Operation, ...] = (

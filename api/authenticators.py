@@ -31,6 +31,9 @@ REMEMBERED_SECONDS = 60.0
 """After this long a key is looked up again, so that its last use is noted."""
 MOST_REMEMBERED = 10_000
 
+PROXY_HEADERS = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+"""Only a proxy sends these, and whoever asks it may be anywhere."""
+
 _STATE = "select version, any_keys from jobqueue.api_keys_state()"
 _FIND = """\
 select subject, tenants, scopes, act_as, quota_reads, quota_writes, quota_streams, problem, valid_for
@@ -171,7 +174,8 @@ def require_this_machine(connection: HTTPConnection) -> None:
     page can have its own name point here (DNS rebinding), and because it means that a proxy stands in front.
     """
     client = connection.scope.get("client")
-    if (client and not _is_loopback(client[0])) or not _is_local_name(connection.headers.get("host", "")):
+    by_proxy = any(name in connection.headers for name in PROXY_HEADERS)
+    if by_proxy or (client and not _is_loopback(client[0])) or not _is_local_name(connection.headers.get("host", "")):
         raise ApiError(
             "FORBIDDEN",
             "Without an API key only requests from this machine, to its own name, are answered.",

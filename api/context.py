@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from jobqueue.api.probes import Readiness
 
 __all__ = ["ALL_TENANTS", "Call", "Principal", "Services"]
+
+LARGE_BODY = 256 * 1024
+"""Bodies from this size on are parsed in a thread."""
 
 _CONTEXT = "select jobqueue.http_context(%s, %s, %s)"
 
@@ -68,7 +72,8 @@ class Call:
     async def json(self) -> tuple[str, Any]:
         """Return the body as it came in, and its value. Raises ApiError: 400, 413, 415 or 422 (see limits.py)."""
         body = await read_body(self.scope, self.receive, self.headers, self.services.max_body_bytes)
-        value = parse_json(body)
+        # Millions of numbers take seconds to check, in which no other request of this process would be answered.
+        value = parse_json(body) if len(body) < LARGE_BODY else await asyncio.to_thread(parse_json, body)
         return body.decode("utf-8"), value
 
     @asynccontextmanager

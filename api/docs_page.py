@@ -26,11 +26,16 @@ h2,details{border-color:#30363d}a{color:#58a6ff}b.method{color:#3fb950}}
 _HASH = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 POLICY = f"default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'; style-src 'sha256-{_HASH}'"
 
+BEGIN = "All paths begin with <code>"
+
 
 async def get_docs(call: Call) -> Response:
     """Answer with the page."""
     headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
-    return Response(call.scope["app"].state.docs, headers=headers, media_type="text/html; charset=utf-8")
+    # Mounted in another application, paths begin with its path for us.
+    mounted_at = escape(call.scope.get("root_path", ""))
+    page = call.scope["app"].state.docs.replace(BEGIN, BEGIN + mounted_at, 1)
+    return Response(page, headers=headers, media_type="text/html; charset=utf-8")
 
 
 def build_page(document: dict[str, Any]) -> str:
@@ -49,7 +54,7 @@ def build_page(document: dict[str, Any]) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(info['title'])} HTTP API</title><style>{STYLE}</style></head><body>"
         f"<h1>{escape(info['title'])} HTTP API</h1><p>{escape(info['description'])}</p>"
-        f'<p>All paths begin with <code>{base}</code>. The same as data: <a href="openapi.json">openapi.json</a>.</p>'
+        f'<p>{BEGIN}{base}</code>. The same as data: <a href="openapi.json">openapi.json</a>.</p>'
         f"<nav>{links}</nav><main>{sections}</main></body></html>"
     )
 

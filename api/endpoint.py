@@ -85,6 +85,7 @@ class Endpoint:
         """Who asks. Raises ApiError: 401 if nobody says so, or not truly."""
         if ticket is not None:
             principal = await self.services.tickets.redeem(ticket, scope["path"])
+            scope["jobqueue.by_ticket"] = True
         else:
             found = await self.services.authenticate(HTTPConnection(scope))
             if found is None:

@@ -65,7 +65,7 @@ async def get_job_events(call: Call) -> Response:
         return Response(status_code=204)
     if call.scope["method"] == "HEAD":
         return Response(headers=streams.HEADERS, media_type=streams.MEDIA_TYPE)
-    return EventStream(_job_events(call, job_id, first, seen), feed_of(call))
+    return EventStream(_job_events(call, job_id, first, seen), feed_of(call), call.principal.key)
 
 
 async def _job_events(call: Call, job_id: str, now: Snapshot, seen: int | None) -> AsyncIterator[bytes]:
@@ -133,7 +133,8 @@ class Door:
 async def _is_still_let_in(call: Call) -> bool:
     """Whether the key is still good, with the rights that it had."""
     try:
-        if b"ticket=" in call.scope["query_string"]:
+        # Not "has a ticket in its query": any parameter's value may read so.
+        if call.scope.get("jobqueue.by_ticket"):
             return await call.services.tickets.is_still_good(call.principal)
         return await call.services.authenticate(HTTPConnection(call.scope)) == call.principal
     except ApiError:
@@ -151,7 +152,7 @@ async def get_events(call: Call) -> Response:
     if call.scope["method"] == "HEAD":
         return Response(headers=streams.HEADERS, media_type=streams.MEDIA_TYPE)
     first = await feed_of(call).summary(call.tenants)
-    return EventStream(_tenant_events(call, first), feed_of(call))
+    return EventStream(_tenant_events(call, first), feed_of(call), call.principal.key)
 
 
 async def _tenant_events(call: Call, first: str) -> AsyncIterator[bytes]:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -99,6 +100,8 @@ class Feed:
         self._loops: list[asyncio.Task[None]] = []
         self.streams = 0
         """How many streams are open; streams.py counts them."""
+        self.streams_of: Counter[str] = Counter()
+        """The same by key."""
         hub.follow(self._hear)
 
     async def job(self, job_id: str) -> Snapshot | None:

@@ -30,7 +30,8 @@ class Principal:
     `key`: a name that is theirs for ever; idempotency keys and quotas belong to it (None: neither). `subject`: what
     `created_by` of their jobs says (None: nothing). `tenants`: 'a,b', or '*' for all (default: none). `scopes`: of
     `SCOPES` (none); `admin` holds the others. `act_as`: may name another `created_by` than their subject. `quotas`:
-    requests per hour by bucket (`BUCKETS`); a bucket that is missing has no bound.
+    requests per hour by bucket (`BUCKETS`); a bucket that is missing has no bound. `until`: when what they sent ends,
+    in epoch seconds (None: not by itself); a ticket or stream of theirs ends with it.
     """
 
     key: str | None = None
@@ -39,6 +40,7 @@ class Principal:
     scopes: frozenset[str] = frozenset()
     act_as: bool = False
     quotas: Mapping[str, int] = field(default_factory=dict)
+    until: float | None = None
 
     def may_use(self, tenant: str) -> bool:
         """Return whether a tenant is theirs."""
@@ -67,6 +69,7 @@ class Principal:
             "scopes": sorted(self.scopes),
             "act_as": self.act_as,
             "quotas": dict(self.quotas),
+            "until": self.until,
         }
 
     @classmethod
@@ -79,6 +82,7 @@ class Principal:
             scopes=frozenset(value["scopes"]),
             act_as=value["act_as"],
             quotas=value["quotas"],
+            until=value.get("until"),
         )
 
 

@@ -5,6 +5,7 @@ Everything is refused before the database is asked, so nothing of a refused requ
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import json
 import math
@@ -20,6 +21,8 @@ from jobqueue.api.errors import ApiError
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
 """A payload of 8 MB with everything escaped, or many small jobs."""
+BODY_SECONDS = 30.0
+"""For all of a body, however it trickles in; 16 MB over 5 Mbit/s."""
 MAX_DEPTH = 100
 MAX_QUERY_BYTES = 8192
 LEAST_INTEGER, MOST_INTEGER = -(2**63), 2**63 - 1
@@ -31,7 +34,11 @@ _MAYBE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 async def read_body(scope: Scope, receive: Receive, headers: Mapping[bytes, bytes], most: int) -> bytes:
-    """Return the body. Raises ApiError: 415 if it is not JSON by its type, or compressed; 413 over `most` bytes."""
+    """Return the body.
+
+    Raises ApiError: 415 if it is not JSON by its type, or compressed; 413 over `most` bytes; 408 if it takes longer than
+    30 s.
+    """
     content_type = headers.get(b"content-type", b"").decode("latin-1")
     if not _JSON_TYPE.fullmatch(content_type.strip()):
         # Also what keeps foreign web pages out: a browser asks before it sends this type to another site.
@@ -42,6 +49,16 @@ async def read_body(scope: Scope, receive: Receive, headers: Mapping[bytes, byte
     declared = headers.get(b"content-length", b"0")
     if declared.isdigit() and int(declared) > most:
         raise _too_large(most)
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await _received(receive, most)
+    except TimeoutError:
+        raise ApiError(
+            "TIMED_OUT", "The body did not arrive in time.", status=408, headers={"Connection": "close"}
+        ) from None
+
+
+async def _received(receive: Receive, most: int) -> bytes:
     chunks: list[bytes] = []
     size = 0
     while True:

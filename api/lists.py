@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import json
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
 
@@ -127,8 +128,8 @@ def _read_cursor(call: Call, wanted: dict[str, Any]) -> tuple[str | None, str | 
         raise ApiError("INVALID_ARGUMENT", "page and cursor exclude each other: give one.", status=400)
     try:
         at, job_id, fingerprint = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-        is_ours = _encoded([at, job_id, fingerprint]) == text and ID.fullmatch(job_id)
-    except (ValueError, TypeError, binascii.Error):
+        is_ours = _encoded([at, job_id, fingerprint]) == text and ID.fullmatch(job_id) and _is_time(at)
+    except (ValueError, TypeError, RecursionError, binascii.Error):
         is_ours = False
     if not is_ours or fingerprint != _fingerprint(call, wanted):
         raise ApiError(
@@ -137,6 +138,12 @@ def _read_cursor(call: Call, wanted: dict[str, Any]) -> tuple[str | None, str | 
             hint="Send the filters of the page that gave it, or begin anew without a cursor.",
         )
     return at, job_id
+
+
+def _is_time(text: str) -> bool:
+    """Whether it was written by `_make_cursor`; Postgres would take `now` and `infinity` as well."""
+    at = datetime.fromisoformat(text)
+    return at.tzinfo is not None and at.isoformat() == text
 
 
 def _encoded(values: list[str]) -> str:

@@ -9,6 +9,7 @@ several:      uvicorn's Multiprocess ─► children  the parent feeds it, and r
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import errno
 import logging
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from uvicorn.supervisors import Multiprocess
 
 from jobqueue.database.parentage import die_with_parent
@@ -37,6 +39,8 @@ FIRST_FD = 3
 BACKLOG = 2048
 DRAIN_SECONDS = 10
 """Time for requests under way at shutdown; long polls and streams end at once."""
+HEAD_SECONDS = 15.0
+"""For the head of a request; uvicorn waits for ever, so a byte a minute would hold a socket each."""
 FACTORY = "jobqueue.api.server:child_application"
 
 
@@ -57,6 +61,43 @@ class Announced:
                 Notifier().ready("serving")
 
         await self.app(scope, receive, announce)
+
+
+class HeadInTime(AutoHTTPProtocol):  # type: ignore[valid-type, misc]
+    """uvicorn's protocol; a connection whose next request's head is not whole within `HEAD_SECONDS` is closed."""
+
+    _too_late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self._look_at_head()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._look_at_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._forget()
+
+    def _look_at_head(self) -> None:
+        if not self._reads_head():
+            self._forget()
+        elif self._too_late is None:
+            self._too_late = self.loop.call_later(HEAD_SECONDS, self._give_up)
+
+    def _reads_head(self) -> bool:
+        return self.cycle is None or bool(self.cycle.response_complete)
+
+    def _give_up(self) -> None:
+        self._too_late = None
+        if self._reads_head() and not self.transport.is_closing():
+            self.transport.abort()
+
+    def _forget(self) -> None:
+        if self._too_late is not None:
+            self._too_late.cancel()
+            self._too_late = None
 
 
 class _Processes(Multiprocess):
@@ -82,6 +123,7 @@ def serve(settings: Settings, dsn: str, sockets: list[socket.socket], processes:
         FACTORY if several else Announced(create_app(settings, dsn=dsn)),
         factory=several,
         workers=processes,
+        http=HeadInTime,
         lifespan="on",
         ws="none",
         log_config=None,

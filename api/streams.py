@@ -24,6 +24,8 @@ LONGEST_SECONDS = 3600.0
 """A stream ends after an hour; clients come back by themselves, with rights that are looked at anew."""
 MOST_STREAMS = 5_000
 """Streams of a process; more are answered 503."""
+MOST_OF_ONE = 1_000
+"""Of one key or person, so that nobody takes all of them."""
 RETRY_MILLISECONDS = 2_000
 
 HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -39,27 +41,37 @@ def event(name: str, data: bytes, number: int | None = None) -> bytes:
 
 
 class EventStream(StreamingResponse):
-    """A stream of events. No connection of the database belongs to it."""
+    """A stream of events. No connection of the database belongs to it. `owner`: whose it is; None: nobody's."""
 
-    def __init__(self, events: AsyncIterator[bytes], feed: Feed) -> None:
+    def __init__(self, events: AsyncIterator[bytes], feed: Feed, owner: str | None) -> None:
         if feed.streams >= MOST_STREAMS:
             raise ApiError("UNAVAILABLE", "There are too many streams; poll, or try again later.")
+        if owner is not None and feed.streams_of[owner] >= MOST_OF_ONE:
+            raise ApiError("LIMIT_REACHED", f"You have {MOST_OF_ONE} streams open; close some, or poll.")
         super().__init__(events, headers=HEADERS, media_type=MEDIA_TYPE)
         self._feed = feed
+        self._owner = owner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._feed.streams += 1
+        self._count(1)
         pumping = asyncio.create_task(self._pump(send))
         leaving = asyncio.create_task(_disconnected(receive))
         try:
             await asyncio.wait({pumping, leaving}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._feed.streams -= 1
+            self._count(-1)
             for task in (pumping, leaving):
                 task.cancel()
             await asyncio.gather(pumping, leaving, return_exceptions=True)
         if not pumping.cancelled() and (error := pumping.exception()) is not None:
             raise error
+
+    def _count(self, change: int) -> None:
+        self._feed.streams += change
+        if self._owner is not None:
+            self._feed.streams_of[self._owner] += change
+            if not self._feed.streams_of[self._owner]:
+                del self._feed.streams_of[self._owner]
 
     async def _pump(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import secrets
+import time
 from datetime import datetime
 from urllib.parse import parse_qsl, urlencode
 
@@ -39,20 +40,26 @@ class Tickets:
         return ticket, ends
 
     async def redeem(self, ticket: str, path: str) -> Principal:
-        """Return whom a ticket stands for and use it up. Raises ApiError: 401 if it is none, or for another path."""
-        found = None
+        """Return whom a ticket stands for and use it up.
+
+        Raises ApiError: 401 if it is none, for another path, or of a key or token that is not let in any more.
+        """
+        principal = None
         if _FORM.fullmatch(ticket):
             ((found,),) = await self._database.rows(_USE, (_hash(ticket), path))
-        if found is None:
+            principal = None if found is None else Principal.from_json(found)
+        if principal is None or not await self.is_still_good(principal):
             raise unauthorized(
                 "The ticket is unknown, used, too old, or for another stream.",
                 hint="Ask for a new one: POST /stream-tickets.",
                 error="invalid_token",
             )
-        return Principal.from_json(found)
+        return principal
 
     async def is_still_good(self, principal: Principal) -> bool:
-        """Return whether the key that a used ticket stood for is still let in; others than keys always are."""
+        """Return whether the key or token that a used ticket stood for is still let in; others always are."""
+        if principal.until is not None and principal.until < time.time():
+            return False
         if principal.key is None:
             return True
         ((live,),) = await self._database.rows(_IS_LIVE, (principal.key,), read_only=True)

@@ -86,7 +86,7 @@ grant execute on function jobqueue.run_schedules(int), jobqueue.next_tick() to j
 -- HTTP API: the functions of functions/http.sql. Login users of the API are granted jobqueue_api and take it in every transaction.
 grant execute on function
     jobqueue.http_context(text, text, boolean), jobqueue.http_queue_position(uuid),
-    jobqueue.http_job_body(uuid, text[], text[], boolean), jobqueue.http_with(text, text, json),
+    jobqueue.http_job_body(uuid, text[], text[], boolean), jobqueue.http_with(text, text, json), jobqueue.http_more(uuid, boolean),
     jobqueue.http_job_state(uuid, text[], text[], text[], boolean),
     jobqueue.http_job(text, text, uuid, text[], text[], text[], boolean),
     jobqueue.http_send_one(jsonb, jsonb, boolean), jobqueue.http_send_all(jsonb, jsonb, boolean),

@@ -861,6 +861,10 @@ CREATE FUNCTION jobqueue.help() RETURNS TABLE(task text, call text, what text)
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
 
+CREATE FUNCTION jobqueue.hold_if_free(_job jobqueue.job) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.hold_key_again(_job jobqueue.job, _to text) RETURNS text
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -1002,6 +1006,10 @@ CREATE FUNCTION jobqueue.http_keep_key(_owner text, _key text, _ids uuid[]) RETU
 
 CREATE FUNCTION jobqueue.http_list(_role text, _tenants text, _what text) RETURNS text
     LANGUAGE plpgsql;
+
+CREATE FUNCTION jobqueue.http_more(_id uuid, _estimate boolean, OUT members text, OUT ends_at timestamp with time zone) RETURNS record
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.http_move(_id uuid, _run_at jsonb, _reason text) RETURNS void
     LANGUAGE plpgsql SECURITY DEFINER
@@ -1161,7 +1169,7 @@ CREATE FUNCTION jobqueue.json_names(_value jsonb, _name text) RETURNS text[]
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
-CREATE FUNCTION jobqueue.keep_senders_out(_name text) RETURNS void
+CREATE FUNCTION jobqueue.keep_senders_out(_name text, _statuses text[]) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
     SET lock_timeout TO '3 s';
@@ -1296,6 +1304,11 @@ CREATE TABLE jobqueue.job_type (
 CREATE FUNCTION jobqueue.lock_job_type(_name text) RETURNS jobqueue.job_type
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.lock_jobs_of(_queue text, _statuses text[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET lock_timeout TO '100ms';
 
 CREATE FUNCTION jobqueue.lock_parents(_ids uuid[], _tenant text) RETURNS TABLE(id uuid, status text)
     LANGUAGE plpgsql
@@ -2317,6 +2330,10 @@ CREATE FUNCTION jobqueue.take_back_ready(_tenant text, _job_type text) RETURNS v
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
     SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.take_key_again(_id uuid, _to text) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.take_notes(_queue_number integer, _floor bigint, OUT stages integer[], OUT lines text[]) RETURNS record
     LANGUAGE plpgsql
@@ -3836,6 +3853,8 @@ GRANT ALL ON FUNCTION jobqueue.help() TO jobqueue_api;
 
 GRANT ALL ON FUNCTION jobqueue.help() TO jobqueue_support_readonly;
 
+REVOKE ALL ON FUNCTION jobqueue.hold_if_free(_job jobqueue.job) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.hold_key_again(_job jobqueue.job, _to text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.hold_of(_job jobqueue.job, _queue jobqueue.queue, _options jsonb) FROM PUBLIC;
@@ -3959,6 +3978,10 @@ GRANT ALL ON FUNCTION jobqueue.http_keep_key(_owner text, _key text, _ids uuid[]
 REVOKE ALL ON FUNCTION jobqueue.http_list(_role text, _tenants text, _what text) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.http_list(_role text, _tenants text, _what text) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_more(_id uuid, _estimate boolean, OUT members text, OUT ends_at timestamp with time zone) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_more(_id uuid, _estimate boolean, OUT members text, OUT ends_at timestamp with time zone) TO jobqueue_api;
 
 REVOKE ALL ON FUNCTION jobqueue.http_move(_id uuid, _run_at jsonb, _reason text) FROM PUBLIC;
 
@@ -4086,7 +4109,7 @@ REVOKE ALL ON FUNCTION jobqueue.join_line(_ids uuid[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.json_names(_value jsonb, _name text) FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION jobqueue.keep_senders_out(_name text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION jobqueue.keep_senders_out(_name text, _statuses text[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.keep_statistics() FROM PUBLIC;
 
@@ -4165,6 +4188,8 @@ GRANT SELECT ON TABLE jobqueue.job_type TO jobqueue_api;
 GRANT SELECT ON TABLE jobqueue.job_type TO jobqueue_support_readonly;
 
 REVOKE ALL ON FUNCTION jobqueue.lock_job_type(_name text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.lock_jobs_of(_queue text, _statuses text[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.lock_parents(_ids uuid[], _tenant text) FROM PUBLIC;
 
@@ -4805,6 +4830,8 @@ GRANT ALL ON FUNCTION jobqueue.subscribe(event text, queue text) TO jobqueue_sup
 REVOKE ALL ON FUNCTION jobqueue.sum_notes(_ids bigint[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.take_back_ready(_tenant text, _job_type text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.take_key_again(_id uuid, _to text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.take_notes(_queue_number integer, _floor bigint, OUT stages integer[], OUT lines text[]) FROM PUBLIC;
 

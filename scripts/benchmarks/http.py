@@ -113,9 +113,7 @@ def _sides(place: Place, jobs: int) -> Iterator[tuple[list[Side], Connection, st
         keyed = stack.enter_context(connect(keyed_dsn))
         open_paths, keyed_paths = _fill(connection, jobs), _fill(keyed, jobs)
         plain, bounded = _make_key(keyed, {}), _make_key(keyed, {"quota_reads": QUOTA})
-        ports = [
-            _serve(stack, dsn, bare) for dsn, bare in ((open_dsn, True), (open_dsn, False), (keyed_dsn, False))
-        ]
+        ports = [_serve(stack, dsn, bare) for dsn, bare in ((open_dsn, True), (open_dsn, False), (keyed_dsn, False))]
         sides = [
             Side("bare", ports[0], open_paths, {}),
             Side("200", ports[1], open_paths, {}),
@@ -148,9 +146,7 @@ def _make_key(connection: Connection, options: dict[str, Any]) -> dict[str, str]
 def _serve(stack: ExitStack, dsn: str, bare: bool) -> int:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = int(free.getsockname()[1])
-    child = stack.enter_context(
-        Child("http_server", {"dsn": dsn, "bare": bare, "port": port, "pool_size": POOL})
-    )
+    child = stack.enter_context(Child("http_server", {"dsn": dsn, "bare": bare, "port": port, "pool_size": POOL}))
     child.wait_ready()
     stack.callback(child.tell, STOP)
     return port

@@ -48,7 +48,9 @@ class Client(asyncio.Protocol):
         """Send the next request."""
         self.path = next(self.paths)
         condition = f"If-None-Match: {self.etags[self.path]}\r\n" if self.path in self.etags else ""
-        self.transport.write(f"GET {self.path}{query} HTTP/1.1\r\nHost: localhost\r\n{self.head}{condition}\r\n".encode())
+        self.transport.write(
+            f"GET {self.path}{query} HTTP/1.1\r\nHost: localhost\r\n{self.head}{condition}\r\n".encode()
+        )
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data

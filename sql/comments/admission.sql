@@ -76,3 +76,4 @@ comment on function jobqueue.retry_key is 'What a job of a stately queue holds w
 comment on constraint queue_limits_are_sane on jobqueue.queue is 'fair_by is group or tenant, ageing at least a second, and not both.';
 comment on constraint admission_slot_is_not_negative on jobqueue.admission_slot is 'Nobody gives back more than was taken.';
 comment on function jobqueue.wait_for_admitter is 'Become the admitter after another one; a client that claims in a transaction that it leaves open is not waited for.';
+comment on function jobqueue.hold_if_free is 'A job that was given back without a retry takes its key up again, unless another one has it by now.';

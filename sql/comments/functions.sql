@@ -46,6 +46,7 @@ comment on function jobqueue.holder_of is 'Who stands in the place of a job that
 comment on function jobqueue.housekeeping is 'What listeners, stopped workers, old keys and old stages left behind.';
 comment on function jobqueue.http_context is 'Make this transaction the caller''s.';
 comment on function jobqueue.http_job is 'GET /jobs/{id} as one call; parameters of http_context and http_job_state.';
+comment on function jobqueue.http_more is 'What the API adds to a row of the view jobqueue.jobs, as JSON members.';
 comment on function jobqueue.http_job_body is 'The job as JSON text, as the caller may see it. Null if there is none.';
 comment on function jobqueue.http_job_state is 'What an answer about a job is decided by, and the job itself unless the caller has it already.';
 comment on function jobqueue.http_keep_key is 'Remember the jobs of an idempotency key that this transaction has taken.';
@@ -199,6 +200,7 @@ comment on function jobqueue.queue_options is 'The options of a queue that work.
 comment on function jobqueue.check_shared is 'JQ403 for those who are bound to some tenants; what they ask for would touch the others. No tenant is called *.';
 comment on function jobqueue.lock_queue is 'A queue, locked; JQ404 if there is none.';
 comment on function jobqueue.keep_senders_out is 'Wait for the senders that have read a queue, and let no other read one until this transaction ends. Every way of sending reads the table before it stores a job, so that afterwards no job can be under way to a queue that is changed for good. Its jobs in some statuses are locked, too.';
+comment on function jobqueue.take_key_again is 'Write the key of a job that is taken up again; JQ409 if another job has it.';
 comment on function jobqueue.lock_jobs_of is 'Lock the jobs of a queue in some statuses, in the order of ids; waits for each at most 0.1 s.';
 comment on function jobqueue.queue_with is 'A queue with options over its own. Null clears those that may be without a value. Nothing is stored. Errors: JQ400.';
 comment on function jobqueue.queue_values is 'The options of a queue, durations in seconds: 7 days and 168 hours are the same.';

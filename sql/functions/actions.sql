@@ -155,6 +155,9 @@ declare
     ended boolean := _to in ('cancelled', 'skipped');
     now_version bigint;
 begin
+    if _job.options ? 'hold' and _job.held_key is null and _to = 'pending' then
+        perform take_key_again(_job.id, _to);
+    end if;
     update job j
     set status = _to,
         version = j.version + 1,

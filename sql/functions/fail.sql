@@ -68,6 +68,9 @@ begin
         error_code = case when _error is null then j.error_code else _error ->> 'code' end,
         error_message = case when _error is null then j.error_message else _error ->> 'message' end
     where j.id = _job.id;
+    if _job.options ? 'hold_once' and _retry_count = 0 and _to in ('pending', 'paused') then
+        perform hold_if_free(_job);
+    end if;
     if _job.settle_flags & 256 <> 0 then
         perform leave_line(_job, _to);
         if _to = 'pending' then
@@ -211,6 +214,16 @@ begin
     then
         retried := false;
         to_status := 'failed';
+    elsif _job.options ? 'hold_retry' and to_status in ('pending', 'paused') then
+        begin
+            perform end_attempt(_job, _outcome, to_status, due, error, _job.retry_count + 1, case when lost then _job.lost_count + 1 else 0 end,
+                lost, null, case to_status when 'pending' then 'waits for a retry' end);
+            return to_status;
+        exception when unique_violation then
+            -- a person has put the other one there at this moment
+            retried := false;
+            to_status := 'failed';
+        end;
     end if;
     perform end_attempt(_job, _outcome, to_status, due, error,
         case when retried then _job.retry_count + 1 else _job.retry_count end,

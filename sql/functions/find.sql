@@ -72,6 +72,8 @@ begin
     end if;
     -- what send would refuse is refused also if nothing is found
     perform new_job(q, update_jobs.changes -> 'payload', (update_jobs.changes - 'payload')
+        -- jobs of a queue in strict order have a key, and keep theirs
+        || case when q.policy = 'key_strict_fifo' then '{"singleton_key": "any"}' else '{}' end::jsonb
         || case when coalesce(current_setting('jobqueue.tenants', true), '') in ('', '*') then '{}'
             else jsonb_build_object('tenant', split_part(current_setting('jobqueue.tenants', true), ',', 1)) end);
     ids := waiting_jobs(q.name, update_jobs.target);
@@ -95,7 +97,8 @@ set search_path = pg_catalog, jobqueue, pg_temp
 as $$
 declare
     c jsonb := _changes;
-    r jobqueue.job := new_job(_queue, c -> 'payload', (c - 'payload') || jsonb_build_object('tenant', _job.tenant, 'job_type', _job.job_type));
+    r jobqueue.job := new_job(_queue, c -> 'payload', (c - 'payload') || jsonb_build_object('tenant', _job.tenant, 'job_type', _job.job_type,
+        'singleton_key', _job.singleton_key));
     j jobqueue.job := _job;
     moved boolean := c ? 'run_at' or c ? 'delay';
     due boolean;

@@ -139,6 +139,37 @@ begin
 end
 $$;
 
+-- take_key_again: write that key on the job; JQ409 also if somebody takes it at this very moment. Index: job_held_key.
+create or replace function jobqueue.take_key_again(_id uuid, _to text)
+returns void
+language plpgsql
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+begin
+    update job j set held_key = hold_key_again(j, _to) where j.id = _id and j.held_key is null and j.hold_mask & status_bit(_to) <> 0;
+exception when unique_violation then
+    perform refuse('JQ409', 'CONFLICT', 'Another job has taken the key of this job just now.', 'Wait until it has ended, or cancel it.',
+        jsonb_build_object('id', _id));
+end
+$$;
+
+-- hold_if_free: a job that was given back without a retry counts as one that has not started; it takes its key up again unless another one
+-- has it by now: then both are there, since neither may be lost.
+create or replace function jobqueue.hold_if_free(_job jobqueue.job)
+returns void
+language plpgsql
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+declare
+    key text := held_name(_job.queue, _job.options ->> 'hold');
+begin
+    update job j set held_key = key
+    where j.id = _job.id and not exists (select from job h where h.queue = _job.queue and h.held_key = key);
+exception when unique_violation then
+    null;
+end
+$$;
+
 -- retry_key: what a job of a stately queue holds while it waits for a retry.
 create or replace function jobqueue.retry_key(_job jobqueue.job)
 returns text

@@ -59,6 +59,8 @@ declare
 begin
     loop
         begin
+            -- the jobs first: who is about to end one waits for it and holds nothing; then those that came meanwhile
+            perform lock_jobs_of(_name, _statuses);
             lock table queue in access exclusive mode;
             perform lock_jobs_of(_name, _statuses);
             return;

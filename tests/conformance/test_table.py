@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ import click
 import psycopg
 import pytest
 
+import jobqueue
 from jobqueue import App, Job
 from jobqueue.cli import main
 from jobqueue.settings import Settings
 from tests.conformance import inventory, table
 
 SQL = "\n".join(path.read_text() for path in sorted((table.ROOT / "sql").glob("functions/*.sql")))
+ROUTES = json.loads((table.ROOT / "docs/openapi.json").read_text())["paths"]
 SQL_NAMES = """
     select proname from pg_proc where pronamespace = 'jobqueue'::regnamespace
     union select relname from pg_class where relnamespace = 'jobqueue'::regnamespace
@@ -26,8 +29,8 @@ SQL_WORDS = """
         || jobqueue.redrive_options())
     union select unnest(proargnames) from pg_proc where pronamespace = 'jobqueue'::regnamespace
 """
-PYTHON_WORDS = {"batch_size", "max_connections", "encode_options", "connection", "search_path", "name"}
-"""Arguments in Python, and words of PostgreSQL."""
+PYTHON_WORDS = {"batch_size", "max_connections", "encode_options", "connection", "search_path", "name", "includeQueued"}
+"""Arguments in Python, and words of PostgreSQL and of pg-boss."""
 
 
 def test_every_test_that_is_named_exists() -> None:
@@ -69,7 +72,16 @@ def test_the_document_is_fresh() -> None:
 
 
 @pytest.mark.parametrize(
-    "span", ["jobqueue.sent", "app.sendt(name)", "jobqueue jobs lst", "singelton_key", "jobqueue send --x"]
+    "span",
+    [
+        "jobqueue.sent",
+        "app.sendt(name)",
+        "jobqueue jobs lst",
+        "singelton_key",
+        "jobqueue send --x",
+        "GET /job",
+        "scripts/no",
+    ],
 )
 def test_a_name_that_does_not_exist_is_found(span: str) -> None:
     assert not _is_known(span, {"send"}, {"singleton_key"})
@@ -88,9 +100,13 @@ def _is_known(span: str, objects: set[str], words: set[str]) -> bool:
     settings = re.findall(r"\bJOBQUEUE_([A-Z_]+)", span)
     names = re.findall(r"\bjobqueue\.(\w+)", span)
     methods = re.findall(r"\b(app|job)\.(\w+)", span)
-    if re.fullmatch(r"[a-z_]+=?", span):
+    if re.fullmatch(r"\w+=?", span) and not settings:
         word = span.removesuffix("=")
-        return word in words | objects or f"'{word}'" in SQL
+        return word in words | objects or f"'{word}'" in SQL or hasattr(jobqueue, word)
+    if route := re.fullmatch(r"(GET|POST|PATCH|DELETE) (/\S+)", span):
+        return route[1].lower() in ROUTES.get(route[2], {})
+    if re.fullmatch(r"[\w.-]+(/[\w.-]+)+", span):
+        return (table.ROOT / span).exists()
     return (
         all(name.lower() in Settings.model_fields for name in settings)
         and all(name in objects for name in names)

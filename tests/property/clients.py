@@ -153,9 +153,15 @@ class Client:
         jobs: list[dict[str, Any]] = []
         for n in range(self.chance.randint(2, 5)):
             queue = self.chance.choice(("plain", "groups", "fifo", "keys", "flex", "aged"))
-            options = {"singleton_key": f"{self.chance.random()}", "group": "g", "max_retries": self.chance.choice((0, 1))}
+            options = {
+                "singleton_key": f"{self.chance.random()}",
+                "group": "g",
+                "max_retries": self.chance.choice((0, 1)),
+            }
             parents = self.chance.sample(range(n), k=min(n, self.chance.randint(0, 2)))
-            ways = [{"ref": f"r{p}", "on_failure": self.chance.choice(("wait", "fail", "cancel", "run"))} for p in parents]
+            ways = [
+                {"ref": f"r{p}", "on_failure": self.chance.choice(("wait", "fail", "cancel", "run"))} for p in parents
+            ]
             jobs.append({"ref": f"r{n}", "queue": queue, "options": options, "depends_on": ways})
         self.chance.shuffle(jobs)
         self.engine.rows("select * from jobqueue.send_flow(%s)", Jsonb(jobs))
@@ -170,30 +176,24 @@ class Client:
             self.shared.batches.append(UUID(str(made)))
 
     def upsert(self) -> None:
-        queue = self.chance.choice(("keys", "short", "flex", "singleton"))
-        if self.is_strict(queue):
-            return
+        queue = self.chance.choice(("fifo", "keys", "short", "flex", "singleton"))
         options = {"singleton_key": self.chance.choice("ab"), "priority": self.chance.randint(0, 3)}
         self.engine.rows("select * from jobqueue.upsert(%s, %s, %s)", queue, Jsonb({"n": 2}), options)
-
-    def is_strict(self, queue: str) -> bool:
-        """Whether a queue is of strict order."""
-        policies = self.engine.values("select policy from jobqueue.queue where name = %s", queue)
-        return policies == ["key_strict_fifo"]
 
     def update_jobs(self) -> None:
         change: dict[str, Any] = self.chance.choice((
             {"priority": 2}, {"group": "h"}, {"delay": 3600}, {"delay": 0}, {"payload": {"n": 3}}, {"tier": "gold"},
             {"expires_in": 60}, {"keep_ended": 0},
         ))  # fmt: skip
-        target: dict[str, Any] = {"singleton_key": self.chance.choice("ab"), "match": self.chance.choice(("oldest", "all"))}
+        target: dict[str, Any] = {
+            "singleton_key": self.chance.choice("ab"),
+            "match": self.chance.choice(("oldest", "all")),
+        }
         queue = self.queue()
         if self.often(0.5):
             job = self.job(*WAITING)
             target = {"id": str(job)}
             queue = (self.engine.values("select queue from jobqueue.job where id = %s", job) or [queue])[0]
-        if self.is_strict(queue):
-            return
         self.engine.rows("select * from jobqueue.update_jobs(%s, %s, %s)", queue, target, change)
 
     # workers
@@ -309,7 +309,9 @@ class Client:
         self.engine.rows("select * from jobqueue.redrive('dead', %s)", options)
 
     def bulk(self) -> None:
-        action, status = self.chance.choice((("retry", "failed"), ("cancel", "pending"), ("resume", "paused"), ("skip", "failed")))
+        action, status = self.chance.choice(
+            (("retry", "failed"), ("cancel", "pending"), ("resume", "paused"), ("skip", "failed"))
+        )
         filters = {"status": status, "tenant": self.chance.choice(("t", "u", "default")), "queue": self.queue()}
         self.engine.rows("select * from jobqueue.bulk(%s, %s, %s)", action, filters, WHY)
 
@@ -389,7 +391,9 @@ class Client:
         assert row["sent"] <= 1, "a tick is sent once"
 
     def maintain(self) -> None:
-        for row in self.engine.rows("select * from jobqueue.maintain(null, '{rescue,expire,batches,admission,schedules}')"):
+        for row in self.engine.rows(
+            "select * from jobqueue.maintain(null, '{rescue,expire,batches,admission,schedules}')"
+        ):
             assert row["step"]
         assert self.engine.values("select state ->> 'error' from jobqueue.maintenance where state ? 'error'") == []
 

@@ -24,7 +24,8 @@ def settle_counts(engine: Engine) -> None:
     """At a quiet moment no slot of any line is counted wrong."""
     engine.rows("select jobqueue.admit(q, 3, true) from jobqueue.queue q where q.limited order by q.number")
     off = engine.rows(
-        "select x.name, x.n from (select q.name, jobqueue.recount_slots(q) as n from jobqueue.queue q where q.limited) x where x.n <> 0"
+        "select x.name, x.n from (select q.name, jobqueue.recount_slots(q) as n from jobqueue.queue q where q.limited) x "
+        "where x.n <> 0"
     )
     assert off == [], f"slots were counted wrong: {off}"
 
@@ -77,7 +78,7 @@ def help_on(engine: Engine) -> int:
     ):
         for job in engine.values(query):
             # one that was helped on may have helped on the next
-            if engine.value(f"select count(*) from ({query}) x where x.id = %s", job):  # noqa: S608
+            if engine.value(f"select count(*) from ({query}) x where x.id = %s", job):
                 if verb == "resume" and key_is_taken(engine, job):
                     continue
                 engine.call(verb, job, WHY)
@@ -89,8 +90,9 @@ def key_is_taken(engine: Engine, job: object) -> bool:
     """Whether another job has the key that this one would need."""
     return bool(
         engine.value(
-            "select count(*) from jobqueue.job j join jobqueue.job o on o.queue = j.queue and o.id <> j.id and o.held_key is not null "
-            "and (o.held_key = jobqueue.held_name(j.queue, j.options ->> 'hold') or o.held_key = jobqueue.retry_key(j)) where j.id = %s",
+            "select count(*) from jobqueue.job j join jobqueue.job o on o.queue = j.queue and o.id <> j.id "
+            "and (o.held_key = jobqueue.held_name(j.queue, j.options ->> 'hold') or o.held_key = jobqueue.retry_key(j)) "
+            "where j.id = %s",
             job,
         )
     )

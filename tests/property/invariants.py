@@ -25,8 +25,8 @@ MAY_BECOME = {
 """The table of product.md, written down again on purpose."""
 
 JOBS = """
-    select j.id, j.queue, j.status, j.version, j.attempt, j.retry_count, j.settle_flags, j.tenant, j.singleton_key, j.group_key, j.tier,
-        j.ready_seq is not null as ready, l.seq as place, l.stage as stage, l.held as held, j.started_at
+    select j.id, j.queue, j.status, j.version, j.attempt, j.retry_count, j.settle_flags, j.tenant, j.singleton_key, j.group_key,
+        j.tier, l.seq as place, l.stage as stage, l.held as held
     from jobqueue.job j left join jobqueue.admission_line l on l.job_id = j.id order by j.id
 """
 
@@ -42,7 +42,8 @@ NEVER = {
         where q.limited <> (j.settle_flags & 256 <> 0) and j.status in ('blocked', 'pending', 'processing', 'paused')""",
     "a job that neither runs nor is ready holds slots": """
         select j.id from j join q on q.name = j.queue
-        where j.settle_flags & case when q.policy = 'key_strict_fifo' and j.status in ('pending', 'paused', 'failed') then 224 else 232 end <> 0
+        where j.settle_flags & case when q.policy = 'key_strict_fifo' and j.status in ('pending', 'paused', 'failed')
+                then 224 else 232 end <> 0
             and j.status not in ('completed', 'processing') and j.ready_seq is null""",
     "a job is set aside though nothing of it is paused, or ready though it is": """
         select j.id from j left join jobqueue.admission_line l on l.job_id = j.id
@@ -52,7 +53,8 @@ NEVER = {
     "a child waits for more or fewer parents than its edges say": """
         select j.id from j where j.unfinished_parents <> case when j.status in ('blocked', 'failed', 'cancelled') then (
             select count(*) from jobqueue.edge e join j p on p.id = e.parent_id where e.child_id = j.id and not e.passed
-                and p.status not in ('completed', 'skipped') and not (p.status in ('failed', 'cancelled') and e.on_failure = 'run'))
+                and p.status not in ('completed', 'skipped')
+                and not (p.status in ('failed', 'cancelled') and e.on_failure = 'run'))
             else j.unfinished_parents end""",
     "a job is blocked though it waits for nobody":
         "select id from j where status = 'blocked' and unfinished_parents = 0",
@@ -73,8 +75,9 @@ NEVER = {
         select a.job_id from jobqueue.checkpoint a where not exists (select from j where j.id = a.job_id) union all
         select a.job_id from jobqueue.flow_member a where not exists (select from j where j.id = a.job_id) union all
         select a.child_id from jobqueue.edge a where not exists (select from j where j.id = a.child_id)""",
-    "a running job can not be found by rescue":
-        "select id from j where status = 'processing' and not exists (select from jobqueue.claim_batch b where j.id = any (b.job_ids))",
+    "a running job can not be found by rescue": """
+        select id from j where status = 'processing'
+            and not exists (select from jobqueue.claim_batch b where j.id = any (b.job_ids))""",
     "a key has two holders where its policy has one": """
         select min(j.id::text)::uuid from j join q on q.name = j.queue
         where j.held_key is null or j.held_key not like 'slot:%%'
@@ -90,16 +93,21 @@ NEVER = {
             and status in ('blocked', 'pending', 'paused', 'processing') group by tenant, singleton_key having count(*) > 1""",
     "a key of strict order is held by more than one job, or its slot is not counted right": """
         select s.id from (
-            select min(j.id::text)::uuid as id, q.number, jobqueue.policy_key(j.tenant, j.singleton_key) as line, count(*) as holders
+            select min(j.id::text)::uuid as id, q.number, jobqueue.policy_key(j.tenant, j.singleton_key) as line,
+                count(*) as holders
             from j join q on q.name = j.queue left join jobqueue.admission_line l on l.job_id = j.id
             where q.name = 'fifo' and j.status <> 'completed' and (j.settle_flags & 8 <> 0 or l.held & 8 <> 0)
             group by 2, 3) s
         where s.holders > 1 or s.holders <> coalesce((select t.used from jobqueue.admission_slot t
                 where t.queue_number = s.number and t.stage = 1 and t.line = s.line), 0)
-            - coalesce((select sum(n.slots) from jobqueue.admission_note n where n.queue_number = s.number and n.stage = 1 and n.line = s.line), 0)""",
+            - coalesce((select sum(n.slots) from jobqueue.admission_note n
+                where n.queue_number = s.number and n.stage = 1 and n.line = s.line), 0)""",
 }  # fmt: skip
-VIOLATIONS = "with j as materialized (select * from jobqueue.job), q as (select * from jobqueue.queue) " + " union all ".join(
-    f"(select '{name}' as rule, x.id::text as job from ({query}) x (id) limit 3)" for name, query in NEVER.items()
+VIOLATIONS = (
+    "with j as materialized (select * from jobqueue.job), q as (select * from jobqueue.queue) "
+    + " union all ".join(
+        f"(select '{name}' as rule, x.id::text as job from ({query}) x (id) limit 3)" for name, query in NEVER.items()
+    )
 )
 
 
@@ -134,7 +142,7 @@ class Model:
         self._limits(now)
         self._rate(step, now, claimed)
         broken = violations(self._engine)
-        assert broken == [], "; ".join(f"{row['rule']}: {row['job']}" for row in broken) + str(self._engine.rows("select queue,status,held_key,hold_mask,retry_count,resume_count,attempt,options,tenant,singleton_key,id from jobqueue.job where (queue,tenant,coalesce(singleton_key,''))=(select queue,tenant,coalesce(singleton_key,'') from jobqueue.job where id=%s) and status not in ('completed','failed','cancelled','skipped')", broken[0]["job"]))
+        assert broken == [], "; ".join(f"{row['rule']}: {row['job']}" for row in broken)
         self.jobs = now
 
     def _change(self, step: str, before: Row, now: Row | None) -> None:
@@ -159,7 +167,11 @@ class Model:
             if mine is None or mine["queue"] != "fifo" or mine["place"] is None or (mine["held"] or 0) & 8:
                 continue
             for other in self.jobs.values():
-                same = (other["queue"], other["tenant"], other["singleton_key"]) == ("fifo", mine["tenant"], mine["singleton_key"])
+                same = (other["queue"], other["tenant"], other["singleton_key"]) == (
+                    "fifo",
+                    mine["tenant"],
+                    mine["singleton_key"],
+                )
                 if same and other["place"] is not None and other["place"] < mine["place"] and other["stage"] != 6:
                     still = now.get(other["id"], {}).get("place")
                     assert still is None, f"{job} overtook {other}"

@@ -1,6 +1,6 @@
-"""Six clients do random things at once on the same few queues: nothing but refusals happens to them, and afterwards the invariants hold.
+"""Six clients do random things at once on the same few queues: they are refused at most, and afterwards the invariants hold.
 
-`JOBQUEUE_PROPERTY_STEPS` sets the number of steps (a quarter of it; 600), `JOBQUEUE_PROPERTY_SEED` the seed. What runs at once differs
+Each client does a quarter of `JOBQUEUE_PROPERTY_STEPS` (600); `JOBQUEUE_PROPERTY_SEED` is the seed. What runs at once differs
 from run to run; the choices of each client follow from the seed and the rows that it finds.
 """
 
@@ -47,11 +47,13 @@ class Watcher:
 
 
 STANDING = {
-    "more than 3 dead letters run": "select 1 from jobqueue.job where queue = 'dead' and status = 'processing' having count(*) > 3",
+    "more than 3 dead letters run":
+        "select 1 from jobqueue.job where queue = 'dead' and status = 'processing' having count(*) > 3",
     "more than 4 jobs of the fair queue run":
         "select 1 from jobqueue.job where queue = 'fair' and status = 'processing' having count(*) > 4",
     "two jobs of a key run where one may": """
-        select queue, tenant, singleton_key from jobqueue.job where queue in ('fifo', 'singleton', 'stately') and status = 'processing'
+        select queue, tenant, singleton_key from jobqueue.job
+        where queue in ('fifo', 'singleton', 'stately') and status = 'processing'
         group by 1, 2, 3 having count(*) > 1""",
     "two jobs have one key": """
         select queue, tenant, singleton_key from jobqueue.job

@@ -78,6 +78,20 @@ def test_stately_has_one_job_per_key_in_each_state(engine: Engine) -> None:
     assert engine.call("retry", second, "again") == "pending"
 
 
+@pytest.mark.parametrize("policy", ["short", "stately"])
+def test_a_job_that_was_given_back_counts_as_one_that_has_not_started(engine: Engine, policy: str) -> None:
+    limited(engine, policy=policy)
+    first = engine.send("q", singleton_key="k")
+    (claim,) = engine.claim(1)
+    engine.call("release", claim.id, claim.token)
+    refused = engine.row("select * from jobqueue.send('q', '{}', '{\"singleton_key\": \"k\"}')")
+    assert (refused["created"], refused["id"]) == (False, first)
+    (claim,) = engine.claim(1)
+    second = engine.send("q", singleton_key="k")
+    engine.call("release", claim.id, claim.token)
+    assert engine.status(second) == engine.status(first) == "pending", "none is lost if another one came meanwhile"
+
+
 def test_a_key_of_strict_order_runs_one_after_the_other_through_retries_and_releases(engine: Engine) -> None:
     limited(engine, policy="key_strict_fifo", retry_delay=60)
     send_all(engine, [{KEY: "a"}, {KEY: "a"}, {KEY: "b"}, {KEY: "a", "priority": 100}])

@@ -1,4 +1,4 @@
-"""Limits under attack: locks held for long, races of pauses, killed backends, a server that is shut down, changes under load."""
+"""Limits under attack: locks held for long, races of pauses, killed backends, a crash of the server, changes under load."""
 
 from __future__ import annotations
 
@@ -158,7 +158,9 @@ class Claimers:
     def _run(self) -> None:
         while not self._stop.is_set():
             try:
-                with psycopg.connect(make_conninfo(self._dsn(), application_name="claimer"), autocommit=True) as connection:
+                with psycopg.connect(
+                    make_conninfo(self._dsn(), application_name="claimer"), autocommit=True
+                ) as connection:
                     self._work(connection)
             except psycopg.OperationalError as error:
                 if error.sqlstate in ("40P01", "55P03"):
@@ -180,7 +182,7 @@ class Claimers:
                     if error.sqlstate != "JQ409":
                         raise
             if not claims:
-                self._stop.wait(0.01)
+                self._stop.wait(0.02)
 
 
 def all_completed(engine: Engine, within: float = 60) -> None:
@@ -191,8 +193,8 @@ def all_completed(engine: Engine, within: float = 60) -> None:
         engine.call("rescue", 100)
         tend(engine)
         rows = engine.rows(
-            "select j.status, l.stage, l.line, l.held from jobqueue.job j left join jobqueue.admission_line l on l.job_id = j.id "
-            "where j.status <> 'completed' limit 5"
+            "select j.status, l.stage, l.line, l.held from jobqueue.job j "
+            "left join jobqueue.admission_line l on l.job_id = j.id where j.status <> 'completed' limit 5"
         )
         assert time.monotonic() < deadline, f"{engine.value(LEFT)} jobs do not end: {rows}"
         time.sleep(0.02)
@@ -204,14 +206,21 @@ def all_completed(engine: Engine, within: float = 60) -> None:
 
 
 def kill_clients(engine: Engine, chance: random.Random) -> None:
-    pids = engine.values("select pid from pg_stat_activity where application_name = 'claimer' and datname = current_database()")
+    pids = engine.values(
+        "select pid from pg_stat_activity where application_name = 'claimer' and datname = current_database()"
+    )
     if pids:
         engine.value("select pg_terminate_backend(%s)", chance.choice(sorted(pids)))
 
 
 def change_limits(engine: Engine, chance: random.Random) -> None:
     # none of them is above what the test watches for
-    changes = ({"concurrency": 2}, {"concurrency": 4}, {"group_concurrency": {"default": 1}}, {"group_concurrency": {"default": 2}})
+    changes = (
+        {"concurrency": 2},
+        {"concurrency": 4},
+        {"group_concurrency": {"default": 1}},
+        {"group_concurrency": {"default": 2}},
+    )
     engine.call("update_queue", "q", chance.choice(changes))
 
 
@@ -237,13 +246,17 @@ def paused_to_the_end(engine: Engine) -> Iterator[None]:
         engine.call("resume_tenant", tenant, "the end")
 
 
-@pytest.mark.parametrize("attack", [kill_clients, change_limits, pause_somebody, hold_a_claim], ids=lambda attack: attack.__name__)
-def test_limits_hold_and_no_job_is_lost_under_attack(engine: Engine, attack: Callable[[Engine, random.Random], None]) -> None:
+@pytest.mark.parametrize(
+    "attack", [kill_clients, change_limits, pause_somebody, hold_a_claim], ids=lambda attack: attack.__name__
+)
+def test_limits_hold_and_no_job_is_lost_under_attack(
+    engine: Engine, attack: Callable[[Engine, random.Random], None]
+) -> None:
     limited(engine, concurrency=4, group_concurrency={"default": 2})
     chance = random.Random(1)
-    send_all(engine, [{GROUP: f"g{n % 3}", "tenant": f"t{n % 4}", "max_retries": 50} for n in range(150)])
+    send_all(engine, [{GROUP: f"g{n % 3}", "tenant": f"t{n % 4}", "max_retries": 50} for n in range(100)])
     with Claimers(lambda: engine.dsn, 8) as claimers, paused_to_the_end(engine):
-        for _ in range(12):
+        for _ in range(8):
             attack(engine, chance)
             total, group = engine.connection.execute(RUNNING).fetchone() or (0, 0)
             assert total <= 4
@@ -275,13 +288,49 @@ def test_a_crash_of_the_server_loses_no_job_and_leaks_no_slot() -> None:
         with psycopg.connect(database.dsn, autocommit=True) as connection:
             engine = Engine(connection, database.dsn)
             limited(engine, concurrency=4, group_concurrency={"default": 2})
-            send_all(engine, [{GROUP: f"g{n % 3}", "max_retries": 50} for n in range(100)])
-        with Claimers(lambda: database.dsn, 6):
+            send_all(engine, [{GROUP: f"g{n % 3}", "max_retries": 50} for n in range(60)])
+        with Claimers(lambda: database.dsn, 4):
             deadline = time.monotonic() + 30
-            while database.query(LEFT) > 50:
+            while database.query(LEFT) > 30:
                 assert time.monotonic() < deadline
             database.crash_and_restart()
             with psycopg.connect(database.dsn, autocommit=True) as connection:
                 all_completed(Engine(connection, database.dsn))
     finally:
         database.server.stop()
+
+
+def test_waiting_jobs_of_a_queue_in_strict_order_can_be_changed_and_upserted(engine: Engine) -> None:
+    limited(engine, policy="key_strict_fifo")
+    first = engine.send(singleton_key="a")
+    changed = engine.values("select id from jobqueue.update_jobs('q', %s, '{\"priority\": 3}')", {"id": str(first)})
+    assert changed == [first]
+    again = engine.row("select * from jobqueue.upsert('q', '{\"n\": 2}', %s)", {"singleton_key": "a"})
+    assert (again["id"], again["created"], again["updated"]) == (first, False, True)
+    assert engine.row("select * from jobqueue.upsert('q', '{}', %s)", {"singleton_key": "b"})["created"]
+
+
+def test_of_two_jobs_of_a_key_that_are_taken_up_again_at_once_one_is_refused(engine: Engine) -> None:
+    first = engine.send(singleton_key="k")
+    engine.call("cancel", first, "later")
+    second = engine.send(singleton_key="k")
+    engine.call("cancel", second, "later")
+    other, looks = engine.another(), engine.another()
+    refusals: list[str] = []
+
+    def resume() -> None:
+        refusals.append(engine.refused(engine.call, "resume", second, "now").code)
+
+    waiter = threading.Thread(target=resume)
+    with other.connection.transaction():
+        other.call("resume", first, "now")
+        waiter.start()
+        deadline = time.monotonic() + 10
+        waiting = (
+            "select count(*) from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+        )
+        while not looks.value(waiting):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    waiter.join(10)
+    assert refusals == ["CONFLICT"]

@@ -13,7 +13,7 @@ from psycopg import sql
 from psycopg.conninfo import make_conninfo
 
 from jobqueue.database.embedded import EmbeddedServer
-from jobqueue.database.ephemeral import make_ephemeral_home, sweep_ephemeral_homes
+from jobqueue.testing.servers import temporary_server
 from tests.support.databases import create_database, drop_database
 
 TEMPLATE = "base"
@@ -28,13 +28,8 @@ def chosen_binaries() -> Path | None:
 @contextmanager
 def session_server() -> Iterator[EmbeddedServer]:
     """An ephemeral server; homes that killed sessions left behind are deleted first."""
-    sweep_ephemeral_homes()
-    server = EmbeddedServer(make_ephemeral_home(), ephemeral=True, bin_dir=chosen_binaries())
-    server.start()
-    try:
+    with temporary_server(chosen_binaries()) as server:
         yield server
-    finally:
-        server.stop()
 
 
 def make_template(server_dsn: str) -> None:

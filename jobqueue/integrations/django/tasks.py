@@ -14,7 +14,7 @@ from __future__ import annotations
 import builtins
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from django.core import checks
@@ -27,23 +27,15 @@ from jobqueue.app import App
 from jobqueue.client import blocking as run_blocking
 from jobqueue.client import fetch
 from jobqueue.integrations.django.connection import DjangoAdapter
-
-if TYPE_CHECKING:
-    from django.tasks.backends.base import BaseTaskBackend
-    from django.tasks.base import Task, TaskError, TaskResult, TaskResultStatus
-    from django.tasks.exceptions import TaskResultDoesNotExist
-    from django.tasks.signals import task_enqueued
-else:
-    try:
-        from django.tasks.backends.base import BaseTaskBackend
-        from django.tasks.base import Task, TaskError, TaskResult, TaskResultStatus
-        from django.tasks.exceptions import TaskResultDoesNotExist
-        from django.tasks.signals import task_enqueued
-    except ImportError:
-        from django_tasks.backends.base import BaseTaskBackend
-        from django_tasks.base import Task, TaskError, TaskResult, TaskResultStatus
-        from django_tasks.exceptions import TaskResultDoesNotExist
-        from django_tasks.signals import task_enqueued
+from jobqueue.integrations.django.interface import (
+    BaseTaskBackend,
+    Task,
+    TaskError,
+    TaskResult,
+    TaskResultDoesNotExist,
+    TaskResultStatus,
+    task_enqueued,
+)
 
 JOB_TYPE = "django_task"
 KNOWN_OPTIONS = frozenset({"database", "send"})

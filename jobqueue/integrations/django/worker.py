@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import django
 from django.apps import apps
@@ -22,22 +22,15 @@ from jobqueue.classify import Failure, classify
 from jobqueue.errors import HandlerError, HandlerSignal
 from jobqueue.hooks import FailedAttempt
 from jobqueue.integrations.django.connection import conninfo_of
+from jobqueue.integrations.django.interface import (
+    TaskContext,
+    TaskResultStatus,
+    task_backends,
+    task_finished,
+    task_started,
+)
 from jobqueue.integrations.django.tasks import JOB_TYPE, JobqueueBackend, find_task
 from jobqueue.job import Job
-
-if TYPE_CHECKING:
-    from django.tasks import task_backends
-    from django.tasks.base import TaskContext, TaskResultStatus
-    from django.tasks.signals import task_finished, task_started
-else:
-    try:
-        from django.tasks import task_backends
-        from django.tasks.base import TaskContext, TaskResultStatus
-        from django.tasks.signals import task_finished, task_started
-    except ImportError:
-        from django_tasks import task_backends
-        from django_tasks.base import TaskContext, TaskResultStatus
-        from django_tasks.signals import task_finished, task_started
 
 
 def make_app(database: str | None = None) -> App:
