@@ -48,6 +48,8 @@ RENEW_BEFORE = 35.0
 IDS_PER_QUERY = 1000
 MOST_WAITERS = 20_000
 """More than these are answered at once, as if they had not asked to wait."""
+READERS = 8
+"""Woken requests that read at the same time: the pool's connections, and as many next in line."""
 LONGEST_BACKOFF = 5.0
 
 _WATCH = "select jobqueue.http_watch(%s, %s, %s * interval '1 s')"
@@ -88,6 +90,8 @@ class Hub:
         self._followers: list[Callable[[list[tuple[str, int]] | None], None]] = []
         self.waiting = 0
         """How many requests wait."""
+        self.reading = asyncio.Semaphore(READERS)
+        """Turns of those who were woken to read their jobs."""
         self.ending = False
         self.listening = False
 

@@ -30,6 +30,9 @@ from jobqueue.api.parameters import (
 )
 from jobqueue.api.statements import read, sees_traces
 
+TURN_SECONDS = 20.0
+"""That a long poll waits for its turn to read once it was woken; then it is answered 504."""
+
 _KEY = re.compile(r'"([\x20-\x21\x23-\x7e]{1,255})"|([\x21\x23-\x7e]{1,255})')
 
 _GET = """\
@@ -90,7 +93,9 @@ async def _wait_for_news(call: Call, job_id: str, etags: list[str] | None, seen:
     while True:
         assert seen.version is not None
         in_time = await hub.wait(job_id, seen.version, seen.alive, deadline - loop.time())
-        state = await _read(call, job_id, etags)
+        # A job that thousands wait for wakes them all: they queue here, not for connections, where 5 s would be a 503.
+        async with asyncio.timeout(TURN_SECONDS), hub.reading:
+            state = await _read(call, job_id, etags)
         if not in_time or hub.ending or (state.version, state.alive) != (seen.version, seen.alive):
             return state
 

@@ -15,17 +15,21 @@ if TYPE_CHECKING:
     from jobqueue.classify import classify as classify
     from jobqueue.client import Sent as Sent
     from jobqueue.errors import BadRequest as BadRequest
+    from jobqueue.errors import BatchNotFound as BatchNotFound
+    from jobqueue.errors import BulkNotFound as BulkNotFound
     from jobqueue.errors import Cancelled as Cancelled
     from jobqueue.errors import ConfigurationError as ConfigurationError
     from jobqueue.errors import Conflict as Conflict
     from jobqueue.errors import ConflictError as ConflictError
     from jobqueue.errors import DatabaseUnavailable as DatabaseUnavailable
+    from jobqueue.errors import FlowNotFound as FlowNotFound
     from jobqueue.errors import Forbidden as Forbidden
     from jobqueue.errors import InvalidArgument as InvalidArgument
     from jobqueue.errors import InvalidInput as InvalidInput
     from jobqueue.errors import InvalidTransition as InvalidTransition
     from jobqueue.errors import JobNotFound as JobNotFound
     from jobqueue.errors import JobqueueError as JobqueueError
+    from jobqueue.errors import JobTypeNotFound as JobTypeNotFound
     from jobqueue.errors import LeaseLost as LeaseLost
     from jobqueue.errors import LimitReached as LimitReached
     from jobqueue.errors import NotAllowed as NotAllowed
@@ -34,12 +38,14 @@ if TYPE_CHECKING:
     from jobqueue.errors import QueueNotFound as QueueNotFound
     from jobqueue.errors import QuotaExceeded as QuotaExceeded
     from jobqueue.errors import Retry as Retry
+    from jobqueue.errors import ScheduleNotFound as ScheduleNotFound
     from jobqueue.errors import SchemaOutdated as SchemaOutdated
     from jobqueue.errors import SchemaTooNew as SchemaTooNew
     from jobqueue.errors import Snooze as Snooze
     from jobqueue.errors import TimedOut as TimedOut
     from jobqueue.errors import TooLarge as TooLarge
     from jobqueue.errors import UnknownOption as UnknownOption
+    from jobqueue.errors import WorkerNotFound as WorkerNotFound
     from jobqueue.hooks import FailedAttempt as FailedAttempt
     from jobqueue.hooks import WorkerInfo as WorkerInfo
     from jobqueue.hooks import WorkerWarning as WorkerWarning
@@ -52,10 +58,11 @@ if TYPE_CHECKING:
     from jobqueue.statistics import QueueStats as QueueStats
 
 _ERRORS = (
-    "BadRequest", "Cancelled", "ConfigurationError", "Conflict", "ConflictError", "DatabaseUnavailable", "Forbidden",
-    "InvalidArgument", "InvalidInput", "InvalidTransition", "JobNotFound", "JobqueueError", "LeaseLost", "LimitReached",
-    "NotAllowed", "NotFound", "PermanentError", "QueueNotFound", "QuotaExceeded", "Retry", "SchemaOutdated",
-    "SchemaTooNew", "Snooze", "TimedOut", "TooLarge", "UnknownOption",
+    "BadRequest", "BatchNotFound", "BulkNotFound", "Cancelled", "ConfigurationError", "Conflict", "ConflictError",
+    "DatabaseUnavailable", "FlowNotFound", "Forbidden", "InvalidArgument", "InvalidInput", "InvalidTransition",
+    "JobNotFound", "JobTypeNotFound", "JobqueueError", "LeaseLost", "LimitReached", "NotAllowed", "NotFound",
+    "PermanentError", "QueueNotFound", "QuotaExceeded", "Retry", "ScheduleNotFound", "SchemaOutdated", "SchemaTooNew",
+    "Snooze", "TimedOut", "TooLarge", "UnknownOption", "WorkerNotFound",
 )  # fmt: skip
 _HOME = {
     "App": "app",

@@ -15,6 +15,7 @@ from jobqueue import client
 from jobqueue.durations import parse_duration
 from jobqueue.options import encode_options, options_text
 from jobqueue.payloads import encode_payload
+from jobqueue.support import Support
 
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, Connection
@@ -30,6 +31,7 @@ UNSUBSCRIBE = "select jobqueue.unsubscribe(%s::text, %s::text)"
 EXPLAIN = "select reason, detail, what_to_do from jobqueue.explain(%s)"
 BLOCKED_KEYS = "select singleton_key, tenant, job_id, status, since, waiting from jobqueue.blocked_keys(%s::text)"
 REDRIVE = "select redriven, sent, conflicts, unroutable from jobqueue.redrive(%s::text, %s::text::jsonb)"
+PREVIEW_REDRIVE = "select destination, originals, new_jobs from jobqueue.preview_redrive(%s::text, %s::text::jsonb)"
 
 LIMITS = ("concurrency", "group_concurrency", "key_concurrency", "rate_limit", "ageing", "fair_by")
 OWN_OPTIONS = ("policy", "warn_backlog", *LIMITS)
@@ -73,7 +75,15 @@ class Redriven(NamedTuple):
     unroutable: int
 
 
-class Administration:
+class RedrivePreview(NamedTuple):
+    """What `redrive` would send to one queue (None: there is none): originals that go back, and new jobs."""
+
+    destination: str | None
+    originals: int
+    new_jobs: int
+
+
+class Administration(Support):
     """The part of `App` that manages queues and events."""
 
     if TYPE_CHECKING:
@@ -168,6 +178,11 @@ class Administration:
         InvalidArgument, UnknownOption.
         """
         return Redriven._make((await self._rows(REDRIVE, (dead_letter, redrive_options(options))))[0])
+
+    async def preview_redrive(self, dead_letter: str, **options: Any) -> list[RedrivePreview]:
+        """Say what `redrive` would do with the same arguments, per destination; nothing is changed. Raises as `redrive`."""
+        parameters = (dead_letter, redrive_options(options))
+        return list(map(RedrivePreview._make, await self._rows(PREVIEW_REDRIVE, parameters)))
 
     async def _rows(
         self, query: str, parameters: tuple[Any, ...], connection: AsyncConnection[Any] | None = None

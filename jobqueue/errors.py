@@ -126,6 +126,42 @@ class QueueNotFound(NotFound):
     code = "QUEUE_NOT_FOUND"
 
 
+class JobTypeNotFound(NotFound):
+    """`JOB_TYPE_NOT_FOUND`: no such job_type; workers register theirs when they start."""
+
+    code = "JOB_TYPE_NOT_FOUND"
+
+
+class FlowNotFound(NotFound):
+    """`FLOW_NOT_FOUND`: no such flow, and no job of that id is in one."""
+
+    code = "FLOW_NOT_FOUND"
+
+
+class BatchNotFound(NotFound):
+    """`BATCH_NOT_FOUND`: no such batch."""
+
+    code = "BATCH_NOT_FOUND"
+
+
+class ScheduleNotFound(NotFound):
+    """`SCHEDULE_NOT_FOUND`: no such schedule."""
+
+    code = "SCHEDULE_NOT_FOUND"
+
+
+class WorkerNotFound(NotFound):
+    """`WORKER_NOT_FOUND`: no worker of that id runs."""
+
+    code = "WORKER_NOT_FOUND"
+
+
+class BulkNotFound(NotFound):
+    """`BULK_NOT_FOUND`: no such bulk operation of the HTTP API, or its 7 days are over."""
+
+    code = "BULK_NOT_FOUND"
+
+
 class InvalidTransition(ConflictError):
     """`INVALID_TRANSITION`: `details` has the present `status` and the `allowed` ones."""
 
@@ -289,6 +325,12 @@ BY_CODE: Mapping[str, type[JobqueueError]] = {
         Forbidden,
         JobNotFound,
         QueueNotFound,
+        JobTypeNotFound,
+        FlowNotFound,
+        BatchNotFound,
+        ScheduleNotFound,
+        WorkerNotFound,
+        BulkNotFound,
         InvalidTransition,
         LeaseLost,
         Conflict,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import json
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import click
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 STATUSES = ("blocked", "pending", "processing", "paused", "completed", "failed", "cancelled", "skipped")
 LIST_COLUMNS = ("id", "queue", "job_type", "status", "progress_pct", "display_name", "created_at")
+BULK_ACTIONS = ("cancel", "pause", "resume", "retry", "restart", "skip", "run_now", "delete")
 END_COLUMNS = ("id", "status", "result", "error_code", "error_message")
 
 _job = click.argument("job_id", metavar="ID")
@@ -32,15 +34,22 @@ def group() -> None:
 @click.option("--job-type", help="Only this job_type.")
 @click.option("--tenant", help="Only this tenant.")
 @click.option("--subject", help="Only jobs about this.")
+@click.option("--key", "singleton_key", help="Only jobs with this singleton_key.")
+@click.option("--error-class", help="Only jobs whose last error is of this class.")
+@click.option("--payload", metavar="JSON", help="Only jobs whose payload contains this.")
+@click.option("--metadata", metavar="JSON", help="Only jobs whose metadata contain this.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=20, show_default=True, help="How many at most.")
 @output_option
-def list_(dsn: str | None, status: tuple[str, ...], output: str, **filters: Any) -> None:
+def list_(dsn: str | None, status: tuple[str, ...], limit: int, output: str, **filters: Any) -> None:
     """Print jobs, newest first."""
     from jobqueue.cli.session import session
-    from jobqueue.client import blocking, find
+    from jobqueue.client import blocking
+    from jobqueue.finding import find_jobs
 
+    contained = {name: parse_json(name, filters.pop(name)) for name in ("payload", "metadata")}
+    wanted = {**filters, **contained, "status": status or None}
     with session(dsn) as connection:
-        records = blocking(find(connection, status=status or None, **filters))
+        records = blocking(find_jobs(connection, wanted, max_jobs=limit, order="newest"))
     emit_rows([record.model_dump() for record in records], LIST_COLUMNS, output)
 
 
@@ -205,6 +214,69 @@ def prioritize(job_id: str, priority: int, dsn: str | None, reason: str, output:
 def delete(job_id: str, dsn: str | None, reason: str, output: str) -> None:
     """Delete an ended job with all that hangs on it; prints the status that it had."""
     _act(dsn, "delete", job_id, reason, output)
+
+
+@group.command()
+@click.argument("action", type=click.Choice(BULK_ACTIONS))
+@dsn_option
+@click.option("--status", type=click.Choice(STATUSES), multiple=True, help="Those in this status; may be repeated.")
+@click.option("--id", "ids", type=click.UUID, multiple=True, help="This one; may be repeated.")
+@click.option("--queue", help="Those of this queue.")
+@click.option("--job-type", help="Those of this job_type.")
+@click.option("--tenant", help="Those of this tenant.")
+@click.option("--subject", help="Those about this.")
+@click.option("--error-class", help="Those whose last error is of this class.")
+@click.option("--error-code", help="Those whose last error has this code.")
+@click.option("--created-before", metavar="TIME", help="RFC 3339 with an offset, such as 2030-01-31T12:00:00Z.")
+@click.option("--created-after", metavar="TIME", help="Likewise.")
+@click.option("--ended-after", metavar="TIME", help="Likewise.")
+@click.option("--dry-run", is_flag=True, help="Count only.")
+@click.option(
+    "--expected-count", type=int, metavar="N", help="Refuse if it is over 10 % more than N.  [default: as asked]"
+)
+@reason_option
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@output_option
+def bulk(
+    action: str,
+    dsn: str | None,
+    reason: str,
+    dry_run: bool,
+    expected_count: int | None,
+    yes: bool,
+    output: str,
+    **filters: Any,
+) -> None:
+    """Do one action with all jobs that the options name, and print how many jobs had which outcome.
+
+    Outcomes: done, asked (its worker), unchanged (it is so already), refused, gone. Without --yes it counts first, and asks.
+    """
+    from jobqueue.cli.session import as_actor, rows_of, session
+
+    query: LiteralString = "select * from jobqueue.bulk(%s, %s::text::jsonb, %s, %s, %s)"
+    text = to_json({name: value for name, value in filters.items() if value not in (None, ())})
+    with session(dsn) as connection:
+        if not (dry_run or yes):
+            seen = rows_of(connection, query, (action, text, reason, True, expected_count))
+            expected_count = _confirmed(action, seen, expected_count)
+        with as_actor(connection):
+            rows = rows_of(connection, query, (action, text, reason, dry_run, expected_count))
+    emit_rows(rows, ("outcome", "jobs"), output)
+
+
+def _confirmed(action: str, seen: list[dict[str, Any]], expected_count: int | None) -> int:
+    """Ask whether to go on with what a dry run has counted; return how many jobs are then expected."""
+    counts = ", ".join(f"{row['outcome']} {row['jobs']}" for row in seen) or "no job"
+    click.confirm(f"{action}: {counts}. Go on?", abort=True, err=True)
+    return sum(row["jobs"] for row in seen) if expected_count is None else expected_count
+
+
+def parse_json(name: str, text: str | None) -> Any:
+    """Return the value of an option that is JSON; None if it is not given. Raises BadParameter for what is not JSON."""
+    try:
+        return None if text is None else json.loads(text)
+    except ValueError as error:
+        raise click.BadParameter(f"it is not JSON: {error}", param_hint=f"--{name}") from None
 
 
 def _act(dsn: str | None, action: Action, job_id: str, reason: str, output: str, **arguments: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any, LiteralString
 
 import click
 
+from jobqueue.cli.jobs import parse_json
 from jobqueue.cli.options import dsn_option, output_option, reason_option
 from jobqueue.cli.output import emit_object, emit_rows, to_json
 from jobqueue.cli.send import parse_options
@@ -126,6 +127,44 @@ def purge(queue: str, dsn: str | None, reason: str, yes: bool, output: str) -> N
     if not yes:
         click.confirm(f"Cancel and delete all jobs of the queue {queue} that do not run?", abort=True, err=True)
     emit_object(_call(dsn, "select * from jobqueue.purge_queue(%s, %s)", queue, reason), output)
+
+
+@group.command()
+@click.argument("dead_letter")
+@dsn_option
+@click.option("--preview", is_flag=True, help="Only say what would go where.")
+@click.option("--destination", metavar="QUEUE", help="Send new jobs there instead of the originals back.")
+@click.option("--source", metavar="QUEUE", help="Only what failed in this queue.")
+@click.option("--payload", metavar="JSON", help="Only what contains this.")
+@click.option("--created-before", metavar="TIME", help="RFC 3339 with an offset, such as 2030-01-31T12:00:00Z.")
+@click.option("--id", "ids", type=click.UUID, multiple=True, help="This copy or original; may be repeated.")
+@click.option("--max-jobs", type=click.IntRange(1, 100_000), help="How many at most, oldest first.  [default: 1000]")
+@output_option
+def redrive(dead_letter: str, dsn: str | None, preview: bool, output: str, **options: Any) -> None:
+    """Send the waiting jobs of a dead letter queue back to where they failed."""
+    from jobqueue.cli.session import rows_of, session
+
+    options["payload"] = parse_json("payload", options["payload"])
+    text = to_json({name: value for name, value in options.items() if value not in (None, ())})
+    if not preview:
+        emit_object(_call(dsn, "select * from jobqueue.redrive(%s, %s::text::jsonb)", dead_letter, text), output)
+        return
+    with session(dsn) as connection:
+        rows = rows_of(connection, "select * from jobqueue.preview_redrive(%s, %s::text::jsonb)", (dead_letter, text))
+    emit_rows(rows, ("destination", "originals", "new_jobs"), output)
+
+
+@group.command("blocked-keys")
+@_queue
+@dsn_option
+@output_option
+def blocked_keys(queue: str, dsn: str | None, output: str) -> None:
+    """Print the keys of a key_strict_fifo queue whose first job does not run, oldest first."""
+    from jobqueue.cli.session import rows_of, session
+
+    with session(dsn) as connection:
+        rows = rows_of(connection, "select * from jobqueue.blocked_keys(%s)", (queue,))
+    emit_rows(rows, ("singleton_key", "tenant", "job_id", "status", "since", "waiting"), output)
 
 
 def _options_of(pairs: tuple[str, ...]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
+from functools import partial
 from typing import Any
 
 import uvloop
@@ -138,7 +139,7 @@ async def _connect(given: dict[str, Any]) -> list[Client]:
     while len(clients) < given["connections"]:
         last = min(len(clients) + CONNECT_AT_ONCE, given["connections"])
         opening = (
-            loop.create_connection(lambda number=number: Client(given, etags, number), "127.0.0.1", given["port"])
+            loop.create_connection(partial(Client, given, etags, number), "127.0.0.1", given["port"])
             for number in range(len(clients), last)
         )
         clients += [client for _, client in await asyncio.gather(*opening)]

@@ -116,7 +116,7 @@ def cost(jobs: int, runs: int, dsn: str | None, output: Path | None, idle_second
 @common(1000)
 @click.option("--seconds", type=click.FloatRange(0.5), default=5.0, show_default=True, help="How long to watch.")
 def progress(jobs: int, runs: int, dsn: str | None, output: Path | None, seconds: float) -> None:
-    """P9, the database's side: notifying commits of one worker whose jobs all report."""
+    """P9: notifying commits of one worker whose jobs all report, and the way of a report to a stream's client."""
     measure(
         dsn,
         output,

@@ -1,4 +1,5 @@
-"""P9, the database's side: what the progress of many jobs of one worker costs while somebody watches all of them."""
+"""P9: what the progress of many jobs of one worker costs the database while somebody watches all of them, and how old
+a report is when a stream's client has it (stream_delay.py)."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import asyncio
 import time
 from dataclasses import dataclass
 
-from benchmarks import statements
+from benchmarks import statements, stream_delay
 from benchmarks.payloads import QUEUE, payload
 from benchmarks.places import Connection, Place, connect, describe_server, value
 from benchmarks.report import Bar, Report, Row
@@ -37,8 +38,10 @@ class Measured:
 
 def run(place: Place, *, jobs: int, runs: int, seconds: float) -> Report:
     """Measure `runs` times, each for so many seconds."""
-    measured = []
+    measured, delays = [], []
     for _ in range(runs):
+        with place.database() as dsn:
+            delays.append(stream_delay.measure(dsn, 2 * seconds))
         with place.database() as dsn, connect(dsn) as connection:
             statements.prepare(connection)
             measured.append(asyncio.run(_measure(dsn, connection, jobs, seconds)))
@@ -50,6 +53,8 @@ def run(place: Place, *, jobs: int, runs: int, seconds: float) -> Report:
         ),
         Row("notifications heard", "1/s", [one.heard for one in measured], note="one for up to 120 jobs"),
         Row("server time of a commit", "ms", [one.milliseconds for one in measured]),
+        Row("job.progress() to a stream's client, p50", "ms", [one["p50"] for one in delays]),
+        Row("the same, p99", "ms", [one["p99"] for one in delays], bars=(Bar(50, True, "median"),)),
     ]
     return report
 

@@ -182,7 +182,7 @@ end
 $$;
 
 -- find_jobs: the jobs of a queue, page by page, in the order of their ids (by age, unless senders chose them).
---   filter    id, singleton_key, status (one or a list), job_type, tenant, subject, payload (what contains this JSON)
+--   filter    id, singleton_key, status (one or a list), job_type, tenant, subject, payload and metadata (what contains this JSON)
 --   max_jobs  1 to 10,000, default 1,000; after: the last id of the page before, which need not exist any more
 -- Index: job_pkey. Errors: JQ400.
 create or replace function jobqueue.find_jobs(queue text, filter jsonb default '{}', max_jobs int default 1000, after uuid default null)
@@ -197,7 +197,8 @@ declare
     f jsonb := coalesce(find_jobs.filter, '{}');
     one uuid;
 begin
-    perform refuse_unknown_option(f, array['id', 'singleton_key', 'status', 'job_type', 'tenant', 'subject', 'payload'], 'find_jobs');
+    perform refuse_unknown_option(f, array['id', 'singleton_key', 'status', 'job_type', 'tenant', 'subject', 'payload', 'metadata'],
+        'find_jobs');
     one := case when coalesce(f -> 'id', 'null') <> 'null' then to_id(f -> 'id') end;
     if find_jobs.max_jobs is null or find_jobs.max_jobs not between 1 and 10000 then
         perform refuse('JQ400', 'INVALID_ARGUMENT', format('max_jobs must be from 1 to 10000, not %s.', find_jobs.max_jobs), '',
@@ -222,6 +223,8 @@ set search_path = pg_catalog, jobqueue, pg_temp
 as $$
     select coalesce(bool_and(case e.key
         when 'payload' then _job.payload @> e.value
+        -- null is not false for bool_and: a job without metadata would match
+        when 'metadata' then coalesce(_job.metadata @> e.value, false)
         when 'created_before' then _job.created_at < to_time(e.value, e.key)
         when 'created_after' then _job.created_at > to_time(e.value, e.key)
         when 'ended_after' then coalesce(_job.completed_at > to_time(e.value, e.key), false)

@@ -67,7 +67,7 @@ begin
         return;
     end if;
     if j.status = 'pending' and _estimate then
-        select least(e.queue_position, 1000), e.ends_at into place, ends_at from estimate(_id) e;
+        select case when e.queue_position > 1000 then 1000 else e.queue_position end, e.ends_at into place, ends_at from estimate(_id) e;
     elsif j.status = 'pending' then
         place := http_queue_position(_id);
     end if;
@@ -111,7 +111,8 @@ begin
             body := left(row_to_json(seen)::text, -1) || ',' || more.members || '}';
         end if;
     else
-        body := jobqueue.http_some(_id, _fields, omitted);
+        body := jobqueue.http_some(_id, case when _include && array['brief', 'sent'] then _fields
+            else array_replace(_fields, 'estimated_completion', 'estimate') end, omitted);
     end if;
     if 'stages' = any (_include) then
         body := jobqueue.http_with(body, 'stages', (
@@ -126,7 +127,8 @@ end
 $$;
 
 -- http_some: some keys of a job as JSON text; only what is wanted is read. Null if there is no such job.
---   fields   the keys wanted, in this order; null: all. omitted: keys left out, and named in "omitted"
+--   fields   the keys wanted, in this order; null: all; "estimate" is estimated_completion, also for a pending job. omitted: keys left
+--            out, and named in "omitted"
 create or replace function jobqueue.http_some(_id uuid, _fields text[], _omitted text[])
 returns text
 language plpgsql
@@ -142,6 +144,8 @@ begin
                 from jobqueue.actions(v.id) x) as allowed_actions'
             when 'refused_actions' then '(select coalesce(jsonb_object_agg(x.action, x.reason) filter (where not x.allowed), ''{}'')
                 from jobqueue.actions(v.id) x) as refused_actions'
+            when 'estimate' then 'coalesce(v.estimated_completion, case when v.status = ''pending'' then (
+                select e.ends_at from jobqueue.estimate(v.id) e) end) as estimated_completion'
             when 'queue_position' then 'case when v.status = ''pending'' then jobqueue.http_queue_position(v.id) end as queue_position'
             else format('v.%I', k) end, ', ' order by n)
     into said

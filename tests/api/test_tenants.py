@@ -303,8 +303,9 @@ async def test_a_tenant_that_is_not_yours_is_403_and_a_hidden_unknown_or_malform
 async def test_a_request_that_reads_cannot_write_and_sets_nothing_for_the_next_one(dsn: str, engine: Engine) -> None:
     job = fill(engine, "a", "x")
     engine.run(
-        "create or replace function jobqueue.http_queue_position(_id uuid) returns int language plpgsql security definer "
-        "set search_path = pg_catalog, jobqueue, pg_temp as $$ begin delete from jobqueue.job; return 1; end $$"
+        "create or replace function jobqueue.http_more(_id uuid, _estimate boolean, out members text, out ends_at timestamptz) "
+        "language plpgsql security definer "
+        "set search_path = pg_catalog, jobqueue, pg_temp as $$ begin delete from jobqueue.job; end $$"
     )
     engine.call("retry", job, "so that it waits and has a position")
     async with serving(dsn, pool_size=1) as client:

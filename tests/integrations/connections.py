@@ -49,9 +49,11 @@ def sqlalchemy_async(driver: str, kind: str) -> Any:
     @contextlib.asynccontextmanager
     async def open_it(dsn: str) -> AsyncIterator[Any]:
         engine = create_async_engine(url_of(dsn, driver))
-        async with AsyncSession(engine) if kind == "session" else engine.connect() as given:
-            yield given
-        await engine.dispose()
+        try:
+            async with AsyncSession(engine) if kind == "session" else engine.connect() as given:
+                yield given
+        finally:
+            await engine.dispose()
 
     return open_it
 
@@ -66,9 +68,11 @@ def sqlalchemy_blocking(kind: str) -> Any:
     @contextlib.contextmanager
     def open_it(dsn: str) -> Iterator[Any]:
         engine = create_engine(url_of(dsn, "psycopg"))
-        with Session(engine) if kind == "session" else engine.connect() as given:
-            yield given
-        engine.dispose()
+        try:
+            with Session(engine) if kind == "session" else engine.connect() as given:
+                yield given
+        finally:
+            engine.dispose()
 
     return open_it
 

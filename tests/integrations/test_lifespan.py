@@ -101,7 +101,8 @@ async def test_starlette_does_too(dsn: str) -> None:
 
 async def test_a_server_that_gives_up_waiting_gets_the_running_job_back_into_the_queue(dsn: str) -> None:
     jobs = App(dsn)
-    begun = asyncio.Event()
+    begun, stopping = asyncio.Event(), asyncio.Event()
+    jobs.on_worker_stopping(lambda worker: stopping.set())
 
     @jobs.job
     async def long() -> None:
@@ -122,10 +123,11 @@ async def test_a_server_that_gives_up_waiting_gets_the_running_job_back_into_the
         sent = await jobs.send("long")
         await begun.wait()
         leave.set()
-        while task.cancelling() == 0:
-            task.cancel()
+        await stopping.wait()
+        task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+    assert task.done()
     async with jobs:
         assert (await jobs.get(sent.id)).status == "pending"
 

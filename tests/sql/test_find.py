@@ -159,11 +159,12 @@ def test_pages_are_stable_while_jobs_come_and_go(engine: Engine) -> None:
 
 
 def test_filters_name_what_is_meant(engine: Engine) -> None:
-    a = engine.send(payload={"x": 1, "y": [1, 2]}, subject="s", job_type="t")
+    a = engine.send(payload={"x": 1, "y": [1, 2]}, subject="s", job_type="t", metadata={"by": "anna", "n": 1})
     b = engine.send(singleton_key="k", tenant="b")
     engine.call("pause", b, "r")
     cases: list[tuple[dict[str, Any], list[UUID]]] = [
         ({"payload": {"y": [2]}}, [a]),
+        ({"metadata": {"by": "anna"}}, [a]),
         ({"status": "paused"}, [b]),
         ({"status": ["paused", "pending"]}, sorted([a, b])),
         ({"subject": "s", "job_type": "t"}, [a]),

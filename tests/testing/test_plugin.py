@@ -85,7 +85,16 @@ def test_a_project_tests_with_a_server_of_its_own(project: pytest.Pytester) -> N
 
 def test_with_own_tables_on_a_given_server_and_xdist(project: pytest.Pytester, server: EmbeddedServer) -> None:
     project.makeconftest(PREPARE)
-    given = ["--jobqueue-server", server.dsn, "-n", "2", "-p", "no:cacheprovider", "-k", "inline or own_tables or order"]
+    given = [
+        "--jobqueue-server",
+        server.dsn,
+        "-n",
+        "2",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "inline or own_tables or order",
+    ]
     project.runpytest_subprocess(*given, timeout=120).assert_outcomes(passed=3)
     with_left = "select datname from pg_database where datname like 'jobqueue_template_%'"
     import psycopg

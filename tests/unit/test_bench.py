@@ -50,14 +50,12 @@ def rows_by_name(report: dict[str, Any], runs: int) -> dict[str, dict[str, Any]]
 def test_drain_measures_both_states_of_statistics_and_a_tuned_worker_beside_the_raw_limit(
     tmp_path: Path, server: EmbeddedServer
 ) -> None:
-    arguments = ["--jobs", "60", "--runs", "1", "--processes", "2", "--tuned", "--dsn", server.dsn]
+    arguments = ["--jobs", "60", "--runs", "1", "--tuned", "--dsn", server.dsn]
     rows = rows_by_name(bench(tmp_path, "drain", *arguments), runs=1)
-    for processes in ("1 process", "2 processes"):
-        for state in ("analyzed", "no statistics"):
-            assert len(rows[f"default, {processes}, {state}"]["ratios"]) == 1
+    for state in ("analyzed", "no statistics"):
+        assert len(rows[f"default, 1 process, {state}"]["ratios"]) == 1
     assert rows["default, 1 process, analyzed"]["bars"] == ["≥ 25000", "≥ 0.5 of limit"]
     assert "default: no statistics ÷ analyzed" in rows
-    assert "default: 2 processes ÷ 1, analyzed" in rows
     assert {"tuned, 1 process, analyzed", "tuned, batch handler of 500, 1 process, no statistics"} <= set(rows)
 
 
