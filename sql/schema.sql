@@ -1172,7 +1172,7 @@ CREATE FUNCTION jobqueue.json_names(_value jsonb, _name text) RETURNS text[]
 CREATE FUNCTION jobqueue.keep_senders_out(_name text, _statuses text[]) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
-    SET lock_timeout TO '3 s';
+    SET lock_timeout TO '200ms';
 
 CREATE FUNCTION jobqueue.keep_statistics() RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER

@@ -31,7 +31,7 @@ def temporary_server(bin_dir: Path | None = None) -> Iterator[EmbeddedServer]:
     # Homes that killed sessions left behind.
     sweep_ephemeral_homes()
     binaries = bin_dir or (Path(named) if named else None)
-    # Its own analysis in the background would give a test statistics that it did not ask for, and a database that is not as new.
+    # Analysed in the background, a database would not be as new, and plans not the same in every run.
     server = EmbeddedServer(
         make_ephemeral_home(), ephemeral=True, bin_dir=binaries, settings={"autovacuum_naptime": "1d"}
     )

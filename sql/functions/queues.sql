@@ -52,7 +52,8 @@ create or replace function jobqueue.keep_senders_out(_name text, _statuses text[
 returns void
 language plpgsql
 set search_path = pg_catalog, jobqueue, pg_temp
-set lock_timeout = '3 s'
+-- shorter than deadlock_timeout (1 s): whoever is waited for in a circle must not be the one that is ended
+set lock_timeout = '200ms'
 as $$
 declare
     until timestamptz := clock_timestamp() + interval '3 s';

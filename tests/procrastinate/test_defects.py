@@ -72,7 +72,7 @@ async def test_jobs_are_claimed_and_settled_many_at_a_time_and_not_by_one_commit
         statements.append(behind._settler.statements + behind._fetcher.statements)
 
     await last.defer_async()
-    await run(app)
+    await run(app, concurrency=20)
     assert statements[0] / 1200 < 4, "statements per job; its own engine needs 8"
     done = await app.job_manager.list_queues_async()
     assert [queue["succeeded"] for queue in done] == [1201]
