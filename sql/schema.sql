@@ -1841,6 +1841,10 @@ CREATE FUNCTION jobqueue.refuse_lost(_id uuid) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp';
 
+CREATE FUNCTION jobqueue.refuse_queue(_name text) RETURNS void
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.refuse_rule(_message text, _part text, _hint text DEFAULT ''::text) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp';
@@ -4520,6 +4524,8 @@ REVOKE ALL ON FUNCTION jobqueue.refuse_job(_id uuid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION jobqueue.refuse_large(_value jsonb, _what text, _default bigint) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.refuse_lost(_id uuid) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.refuse_queue(_name text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.refuse_rule(_message text, _part text, _hint text) FROM PUBLIC;
 

@@ -272,3 +272,4 @@ comment on function jobqueue.check_horizon is 'The oldest transaction; while it 
 comment on function jobqueue.check_indexes is 'Indexes that are not valid serve no query and are still written.';
 comment on function jobqueue.check_autovacuum is 'Autovacuum must be on, for the server and for each table of the schema.';
 comment on function jobqueue.check_grants is 'Nothing of the schema is open to everybody, and nobody but its owner writes a table.';
+comment on function jobqueue.refuse_queue is 'JQ404 QUEUE_NOT_FOUND, wherever a queue is named that is not there.';

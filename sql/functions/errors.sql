@@ -99,3 +99,15 @@ begin
         jsonb_build_object('id', _id, 'status', now_status));
 end
 $$;
+
+-- refuse_queue: JQ404 QUEUE_NOT_FOUND, wherever a queue is named that is not there.
+create or replace function jobqueue.refuse_queue(_name text)
+returns void
+language plpgsql stable
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+begin
+    perform refuse('JQ404', 'QUEUE_NOT_FOUND', format('There is no queue "%s".', left(_name, 200)),
+        'select name from jobqueue.queues lists them.', jsonb_build_object('queue', left(_name, 200)));
+end
+$$;

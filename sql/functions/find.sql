@@ -67,8 +67,7 @@ begin
     perform refuse_unknown_option(update_jobs.changes, changeable_options(), 'update_jobs');
     select * into q from queue x where x.name = update_jobs.queue;
     if not found then
-        perform refuse('JQ404', 'QUEUE_NOT_FOUND', format('There is no queue "%s".', left(update_jobs.queue, 200)),
-            'select name from jobqueue.queues lists them.', jsonb_build_object('queue', left(update_jobs.queue, 200)));
+        perform refuse_queue(update_jobs.queue);
     end if;
     -- what send would refuse is refused also if nothing is found
     perform new_job(q, update_jobs.changes -> 'payload', (update_jobs.changes - 'payload')

@@ -9,7 +9,6 @@ as $$
 declare
     q jobqueue.queue := _queue;
     o jsonb := _options;
-    per text;
 begin
     if o ? 'concurrency' then
         q.concurrency := to_int(o -> 'concurrency', 'concurrency', 1, 1000000);
@@ -394,8 +393,7 @@ declare
 begin
     select * into q from queue x where x.name = blocked_keys.queue;
     if not found then
-        perform refuse('JQ404', 'QUEUE_NOT_FOUND', format('There is no queue "%s".', left(blocked_keys.queue, 200)),
-            'select name from jobqueue.queues lists them.', jsonb_build_object('queue', left(blocked_keys.queue, 200)));
+        perform refuse_queue(blocked_keys.queue);
     elsif q.policy <> 'key_strict_fifo' then
         perform refuse('JQ400', 'INVALID_ARGUMENT', format('Keys block only in queues with the policy key_strict_fifo; "%s" has %s.', q.name, q.policy));
     end if;

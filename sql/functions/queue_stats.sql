@@ -77,8 +77,7 @@ declare
 begin
     if _queue is not null and not exists (select from queue q where q.name = _queue)
         and not exists (select from statistic s where s.queue = _queue) then
-        perform refuse('JQ404', 'QUEUE_NOT_FOUND', format('There is no queue "%s".', left(_queue, 200)),
-            'select name from jobqueue.queues lists them.', jsonb_build_object('queue', left(_queue, 200)));
+        perform refuse_queue(_queue);
     elsif seconds < 60 or seconds % 60 <> 0 then
         perform refuse('JQ400', 'INVALID_ARGUMENT', format('bucket must be a number of whole minutes, not %s.', _bucket),
             'Give something like interval ''5 min''.', '{"option": "bucket"}');

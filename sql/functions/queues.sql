@@ -36,8 +36,7 @@ declare
 begin
     select * into q from queue x where x.name = _name for update;
     if not found then
-        perform refuse('JQ404', 'QUEUE_NOT_FOUND', format('There is no queue "%s".', left(_name, 200)),
-            'select name from jobqueue.queues lists them.', jsonb_build_object('queue', left(_name, 200)));
+        perform refuse_queue(_name);
     end if;
     return q;
 end

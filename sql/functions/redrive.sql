@@ -74,8 +74,7 @@ begin
     before := to_time(o -> 'created_before', 'created_before');
     most := coalesce(to_int(o -> 'max_jobs', 'max_jobs', 1, 100000), 1000);
     if not exists (select from queue q where q.name = _queue) then
-        perform refuse('JQ404', 'QUEUE_NOT_FOUND', format('There is no queue "%s".', left(_queue, 200)),
-            'select name from jobqueue.queues lists them.', jsonb_build_object('queue', left(_queue, 200)));
+        perform refuse_queue(_queue);
     elsif destination = _queue then
         perform refuse('JQ400', 'INVALID_ARGUMENT', 'The destination is the dead letter queue itself.', 'Name another queue, or none.',
             '{"option": "destination"}');
