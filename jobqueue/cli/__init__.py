@@ -40,6 +40,7 @@ COMMANDS: Mapping[str, LazyCommand] = {
     "schedules": LazyCommand("jobqueue.cli.schedules:group", "What sends jobs at their times."),
     "workers": LazyCommand("jobqueue.cli.workers:group", "The processes that run jobs."),
     "keys": LazyCommand("jobqueue.cli.keys:group", "Who may use the HTTP API."),
+    "top": LazyCommand("jobqueue.cli.top:command", "Watch queues, workers and what needs attention."),
     "health": LazyCommand("jobqueue.cli.health:health", "Say how it goes."),
     "doctor": LazyCommand("jobqueue.cli.health:doctor", "Say what is wrong, and what to do."),
     "psql": LazyCommand("jobqueue.cli.psql:command", "Open psql on the database."),
