@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from psycopg import Connection
 
     from jobqueue.chunks import Chunks
-    from jobqueue.job import Job
     from jobqueue.loops import Timer
     from jobqueue.stages import StageBlock
+    from jobqueue.tracked import Awaited
 
 T = TypeVar("T")
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -32,7 +32,7 @@ class BlockingJob:
 
     __slots__ = ("_channel_run", "_job")
 
-    def __init__(self, job: Job, run: Run) -> None:
+    def __init__(self, job: Awaited, run: Run) -> None:
         self._job = job
         self._channel_run = run
 
@@ -122,7 +122,8 @@ class BlockingJob:
             job._settled = True
 
     def _make_timer(self) -> Timer:
-        return self._job._make_timer(self._run)
+        timer: Timer = self._job._make_timer(self._run)
+        return timer
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         if asyncio._get_running_loop() is not None:

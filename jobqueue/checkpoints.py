@@ -9,7 +9,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jobqueue.job import Channel, Job
+    from jobqueue.tracked import Tracked
 
 # The server compares inline data with its hash: both are about the server's own text of the jsonb.
 LOAD = "select stage, data, reference, hash, pause_safe, created_at, intact from jobqueue.last_checkpoint(%s, %s)"
@@ -37,9 +37,9 @@ def sha256_of_file(path: str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-async def load_checkpoint(channel: Channel, job: Job) -> tuple[Checkpoint | None, str | None]:
+async def load_checkpoint(job: Tracked) -> tuple[Checkpoint | None, str | None]:
     """Return the checkpoint, or what is wrong with it."""
-    rows = await channel.rows(job, LOAD, job.claim.id, job.claim.claim_token)
+    rows = await job._rows(LOAD)
     if not rows:
         return None, "it is missing"
     stage, data, reference, digest, pause_safe, at, intact = rows[0]

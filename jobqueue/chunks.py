@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from jobqueue.classify import ChunkFailed
 from jobqueue.errors import HandlerSignal, InvalidArgument, JobqueueError
+from jobqueue.stages import StageBlock
 
 if TYPE_CHECKING:
-    from jobqueue.job import Job
-    from jobqueue.stages import StageBlock
+    from jobqueue.tracked import Tracked
 
 MERGING = "Merging OCR results"
 _KEY = "chunk:"
@@ -34,7 +34,7 @@ class Chunks:
     ```
     """
 
-    def __init__(self, job: Job, total: int) -> None:
+    def __init__(self, job: Tracked, total: int) -> None:
         if total < 0:
             raise InvalidArgument(f"total must be at least 0, not {total}")
         self.total = total
@@ -85,7 +85,7 @@ class Chunks:
         done = await self._loaded()
         if index in done:
             return
-        await self._job._channel.call(self._job, "mark_done", keys=[f"{_KEY}{index}"])
+        await self._job._call("mark_done", keys=[f"{_KEY}{index}"])
         done.add(index)
         self.completed += 1
         await self._report()
@@ -99,7 +99,7 @@ class Chunks:
 
     def merging(self, name: str = MERGING) -> StageBlock:
         """The stage in which the chunks' results are put together."""
-        return self._job.stage(name)
+        return StageBlock(self._job, name, None, None, None)
 
     @property
     def message(self) -> str:
@@ -119,14 +119,15 @@ class Chunks:
 
     async def _loaded(self) -> set[int]:
         if self._done is None:
-            keys = await self._job._channel.keys(self._job)
+            keys = await self._job._keys()
             found = {int(key[len(_KEY) :]) for key in keys if key.startswith(_KEY) and key[len(_KEY) :].isdigit()}
             self._done = {index for index in found if index < self.total}
             self.completed = len(self._done)
         return self._done
 
     async def _report(self) -> None:
-        await self._job.progress(self.completed, self.total, self.message, metadata={"chunk_processing": self.state()})
+        self._job._report(self.completed, self.total, self.message, None, {"chunk_processing": self.state()})
+        self._job.raise_if_cancelled()
 
 
 def failure_text(index: int, error: object, pages: tuple[int, int] | None = None) -> str:

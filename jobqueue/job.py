@@ -20,26 +20,28 @@ import contextlib
 import json
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable
 from contextvars import ContextVar
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from uuid import UUID
 
+from jobqueue.blocking import BlockingJob
 from jobqueue.checkpoints import Checkpoint, load_checkpoint, sha256_of_file
-from jobqueue.errors import Cancelled, InvalidArgument
-from jobqueue.json_text import RAW, NotStorable, from_json, to_json_text
-from jobqueue.loops import Remaining, Reporter, TaskTimer, ThreadTimer, Timer, track
+from jobqueue.chunks import Chunks
+from jobqueue.errors import Cancelled, InvalidArgument, LeaseLost
+from jobqueue.json_text import RAW, from_json
+from jobqueue.loops import Remaining, TaskTimer, ThreadTimer, Timer, track
+from jobqueue.stages import StageBlock
+from jobqueue.tracked import Claim as Claim
+from jobqueue.tracked import Finishing, json_argument
 
 if TYPE_CHECKING:
     from os import PathLike
 
     from psycopg import AsyncConnection
 
-    from jobqueue.blocking import BlockingJob
-    from jobqueue.chunks import Chunks
     from jobqueue.connections import Connections
-    from jobqueue.stages import StageBlock
 
 T = TypeVar("T")
+STOPPED = ("cancel", "lost")
 PARENT_RESULTS = "select coalesce(ref, id::text), result::text from jobqueue.parents(%s)"
 
 
@@ -48,43 +50,6 @@ class Paused(BaseException):
 
     Not an Exception: `except Exception` in a handler must not swallow it.
     """
-
-
-class Claim(NamedTuple):
-    """One claimed job: the columns of `jobqueue.claim_queue`, in their order.
-
-    As the worker reads them: uuids as text, time-outs in seconds; JSON columns may be bytes (not decoded yet).
-    """
-
-    claim_id: int
-    id: str
-    claim_token: str
-    queue: str
-    job_type: str
-    payload: Any
-    priority: int
-    ready_seq: int
-    tenant: str
-    subject: str | None
-    display_name: str | None
-    metadata: Any
-    stats: Any
-    options: Any
-    attempt: int
-    retry_count: int
-    created_at: datetime
-    created_by: str | None
-    started_at: datetime | None
-    lease_until: datetime | None
-    timeout: float | None
-    max_runtime: float | None
-    suspect: bool
-    checkpoint_id: int | None
-    total_stages: int | None
-    batch_id: UUID | None
-    group_key: str | None
-    singleton_key: str | None
-    run_at: datetime | None
 
 
 class Channel(Protocol):
@@ -131,7 +96,7 @@ class Job:
         self._may_pause = True
         self._payload: Any = claim.payload
         self._stats: dict[str, Any] | None = None
-        self._loops: list[Remaining | Reporter] | None = None
+        self._loops: list[Finishing] | None = None
         self._timers: list[ThreadTimer] | None = None
 
     # -- what it is ----------------------------------------------------------------------------------------------------
@@ -197,8 +162,8 @@ class Job:
 
     @property
     def cancel_requested(self) -> bool:
-        """Whether somebody asked for the job to be cancelled."""
-        return self._command == "cancel"
+        """Whether the handler is to stop: somebody asked for the job to be cancelled, or this attempt is over."""
+        return self._command in STOPPED
 
     @property
     def pause_requested(self) -> bool:
@@ -208,8 +173,6 @@ class Job:
     @property
     def sync(self) -> BlockingJob:
         """The same methods for threads and processes, without `await`."""
-        from jobqueue.blocking import BlockingJob
-
         return BlockingJob(self, self._channel.blocking)
 
     def __repr__(self) -> str:
@@ -232,9 +195,10 @@ class Job:
 
         `pct` (0 to 100, clamped) follows from done and total, rounded down, unless given; within a stage of a job whose
         number of stages is known, done and total are that stage's, and it counts by its weight. `failed`: how many of
-        them went wrong, kept as `metadata.failed`. `metadata` is merged into the job's. Sent at most 4 times a second,
-        the latest wins, so it can be called for every item. A sign of life. Raises Cancelled if the job was asked to
-        stop.
+        them went wrong, kept as `metadata.failed`. `metadata` is merged into the job's. Sent at once as a rule; of what
+        comes faster than a worker sends (9 to 40 times a second, for all of its jobs) the latest wins, so it can be
+        called for every item. A sign of life. Raises Cancelled if the job was asked to stop, LeaseLost if this attempt
+        is over.
         """
         more = {**(metadata or {}), **({} if failed is None else {"failed": failed})}
         if substage is not None:
@@ -264,9 +228,11 @@ class Job:
         return {name: None if text is None else json.loads(text) for name, text in found}
 
     def raise_if_cancelled(self) -> None:
-        """Raise Cancelled if somebody asked for the job to be cancelled."""
+        """Raise Cancelled if somebody asked for the job to be cancelled, LeaseLost if this attempt is over."""
         if self._command == "cancel":
             raise Cancelled("the job was cancelled")
+        if self._command == "lost":
+            raise LeaseLost("this attempt is over: its time was up, or the job was taken from it")
 
     async def estimate(self, units: float, *, stage: str | None = None) -> None:
         """Say how much work there is, in units of your own (pages, files), for the estimate of the time it takes.
@@ -304,8 +270,6 @@ class Job:
         result was kept with `stage.save(output)` is `stage.done` in later attempts, with `stage.output`; others run
         again. Raises Paused, Cancelled, LeaseLost.
         """
-        from jobqueue.stages import StageBlock
-
         return StageBlock(self, name, of, weight, metadata)
 
     def remaining(
@@ -336,12 +300,27 @@ class Job:
     ) -> AsyncIterator[T]:
         return Remaining(self, make_timer).iterate(items, key, message, report)
 
-    def _begin_loop(self, loop: Remaining | Reporter) -> None:
+    # -- for its parts -------------------------------------------------------------------------------------------------
+
+    @property
+    def _asked(self) -> str | None:
+        return self._command
+
+    async def _call(self, function: str, **arguments: Any) -> Any:
+        return await self._channel.call(self, function, **arguments)
+
+    async def _keys(self) -> set[str]:
+        return await self._channel.keys(self)
+
+    async def _rows(self, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        return await self._channel.rows(self, query, self.claim.id, self.claim.claim_token, *parameters)
+
+    def _begin_loop(self, loop: Finishing) -> None:
         if self._loops is None:
             self._loops = []
         self._loops.append(loop)
 
-    def _end_loop(self, loop: Remaining | Reporter) -> None:
+    def _end_loop(self, loop: Finishing) -> None:
         if self._loops is not None and loop in self._loops:
             self._loops.remove(loop)
 
@@ -355,8 +334,6 @@ class Job:
 
     def chunks(self, total: int) -> Chunks:
         """Progress over the chunks of a document, in the form that people and dashboards expect; see `Chunks`."""
-        from jobqueue.chunks import Chunks
-
         return Chunks(self, total)
 
     async def checkpoint(
@@ -417,8 +394,8 @@ class Job:
         return self._settled
 
     def deliver(self, command: str | None) -> None:
-        """Note what was asked of the job (cancel, pause); a cancel is not replaced by a pause."""
-        if command is not None and self._command != "cancel":
+        """Note what was asked of the job (cancel, pause), or that the attempt is over (lost); then nothing replaces it."""
+        if command is not None and self._command not in STOPPED:
             self._command = command
 
     def obey(self, command: str | None = None, *, at_safe_place: bool = True) -> None:
@@ -432,7 +409,7 @@ class Job:
         """Load and verify the last checkpoint; with a damaged one the job begins afresh, and its history says so."""
         if self.claim.checkpoint_id is None:
             return
-        found, problem = await load_checkpoint(self._channel, self)
+        found, problem = await load_checkpoint(self)
         self._checkpoint = found
         if problem is not None:
             await self._channel.call(self, "reject_checkpoint", why=problem)
@@ -474,10 +451,3 @@ reset_current_job = _current.reset
 def current_job() -> Job | None:
     """Return the job whose handler runs in this task or thread, or None outside of handlers."""
     return _current.get()
-
-
-def json_argument(value: Any, what: str) -> str:
-    try:
-        return to_json_text(value)
-    except NotStorable as error:
-        raise InvalidArgument(f"{what} cannot be stored: {error}") from None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 from jobqueue.errors import InvalidArgument
 
 if TYPE_CHECKING:
-    from jobqueue.job import Job
+    from jobqueue.tracked import Tracked
 
 T = TypeVar("T")
 Action = Callable[[], Coroutine[Any, Any, None]]
@@ -110,7 +110,7 @@ class NoTimer:
 class Reporter:
     """The progress of one loop: at most four reports a second, the latest always."""
 
-    def __init__(self, job: Job, message: str | None, total: int | None, timer: Timer) -> None:
+    def __init__(self, job: Tracked, message: str | None, total: int | None, timer: Timer) -> None:
         self._job, self._message, self._total, self._timer = job, message, total, timer
         self._done = 0
         self._sent_at = 0.0
@@ -147,7 +147,7 @@ class Reporter:
 
 
 async def track(
-    job: Job, items: Iterable[T] | AsyncIterable[T], message: str | None, total: int | None, timer: Timer
+    job: Tracked, items: Iterable[T] | AsyncIterable[T], message: str | None, total: int | None, timer: Timer
 ) -> AsyncIterator[T]:
     """See `Job.track`."""
     reporter = Reporter(job, message, total if total is not None else _length(items), timer)
@@ -167,7 +167,7 @@ async def track(
 class Remaining:
     """One loop over `job.remaining(…)`: which keys are done and not saved yet."""
 
-    def __init__(self, job: Job, make_timer: Callable[[], Timer]) -> None:
+    def __init__(self, job: Tracked, make_timer: Callable[[], Timer]) -> None:
         self._job = job
         self._make_timer = make_timer
         self._timer = make_timer()
@@ -181,7 +181,7 @@ class Remaining:
     ) -> AsyncIterator[T]:
         job = self._job
         reporter = Reporter(job, message, _length(items), self._make_timer()) if report else None
-        done_before = await job._channel.keys(job)
+        done_before = await job._keys()
         done = 0
         async for item in _each(items):
             name = _checked_key(key(item))
@@ -212,7 +212,7 @@ class Remaining:
         if not keys:
             return
         try:
-            await self._job._channel.call(self._job, "mark_done", keys=keys)
+            await self._job._call("mark_done", keys=keys)
         except BaseException:
             self._keys = keys + self._keys
             raise
@@ -220,7 +220,7 @@ class Remaining:
     async def _save_if_due(self) -> None:
         job = self._job
         waited = time.monotonic() - self._saved_at
-        if len(self._keys) >= SAVE_EVERY_KEYS or waited >= SAVE_EVERY_SECONDS or job._command is not None:
+        if len(self._keys) >= SAVE_EVERY_KEYS or waited >= SAVE_EVERY_SECONDS or job._asked is not None:
             await self.finish()
             job.obey()
         else:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from jobqueue.errors import HandlerSignal, JobqueueError
 from jobqueue.json_text import clean_text
+from jobqueue.tracked import json_argument
 
 if TYPE_CHECKING:
-    from jobqueue.job import Job
+    from jobqueue.tracked import Tracked
 
 LOAD_OUTPUT = "select o from jobqueue.stage_output(%s, %s, %s) as t (o) where o is not null"
 
@@ -39,7 +40,7 @@ class StageBlock:
     """
 
     def __init__(
-        self, job: Job, name: str, of: int | None, weight: float | None, metadata: dict[str, Any] | None
+        self, job: Tracked, name: str, of: int | None, weight: float | None, metadata: dict[str, Any] | None
     ) -> None:
         self.name = name
         self.done = False
@@ -52,8 +53,8 @@ class StageBlock:
 
     async def __aenter__(self) -> StageBlock:
         job = self._job
-        if job.attempt > 1:
-            rows = await job._channel.rows(job, LOAD_OUTPUT, job.claim.id, job.claim.claim_token, self.name)
+        if job.claim.attempt > 1:
+            rows = await job._rows(LOAD_OUTPUT, self.name)
             if rows:
                 self.done, self.output = True, rows[0][0]
                 job.obey()
@@ -99,10 +100,6 @@ class StageBlock:
             error.add_note(f"the stage could not be marked as failed: {second}")
 
     async def _call(self, status: str, detail: dict[str, Any]) -> str | None:
-        from jobqueue.job import json_argument
-
         text = json_argument(detail, "the stage") if detail else None
-        command: str | None = await self._job._channel.call(
-            self._job, "stage", stage=self.name, status=status, detail=text
-        )
+        command: str | None = await self._job._call("stage", stage=self.name, status=status, detail=text)
         return command

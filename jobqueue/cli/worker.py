@@ -199,9 +199,9 @@ def status_line(worker: Worker | None) -> str:
     if worker is None:
         return "starting"
     now = worker.status()
-    return (
-        f"{now.state} · {now.running} running, {now.prefetched} waiting here · {now.done:,} done, {now.failed:,} failed"
-    )
+    stuck = f", {now.stuck} stuck" if now.stuck else ""
+    waiting = f"{now.prefetched} waiting here"
+    return f"{now.state} · {now.running} running{stuck}, {waiting} · {now.done:,} done, {now.failed:,} failed"
 
 
 def dump(worker: Worker) -> None:

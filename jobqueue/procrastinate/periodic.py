@@ -6,8 +6,10 @@ small jobs, each of which defers the task's job as procrastinate's worker would.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Any, Protocol
+from uuid import UUID
 
 from procrastinate import exceptions
 from procrastinate.jobs import Job as TheirJob
@@ -21,14 +23,29 @@ from jobqueue.procrastinate.running import arguments_of
 from jobqueue.procrastinate.task_options import options_of
 
 if TYPE_CHECKING:
-    from jobqueue.procrastinate.native import NativeApp
+    import procrastinate
+    from psycopg import AsyncConnection
 
 TICK = "procrastinate.tick"
 """The job_type, and the queue, of jobs that defer a periodic task's job."""
 PREPARE_QUEUE = "select jobqueue.procrastinate_adopt_queue(%s, %s)"
 
 
-async def prepare_queues(app: NativeApp) -> None:
+class Adopted(Protocol):
+    """What runs a procrastinate application's tasks: a `NativeApp`."""
+
+    theirs: procrastinate.App
+    worker_id: UUID
+
+    def _lend(self, connection: Any) -> AbstractAsyncContextManager[AsyncConnection[Any]]:
+        """Lend a connection, or the one that is given."""
+
+    @property
+    def schedule(self) -> Callable[..., Awaitable[Any]]:
+        """As `App.schedule`."""
+
+
+async def prepare_queues(app: Adopted) -> None:
     """Make the queues of all tasks before the worker registers them: theirs have no time-out, and admit locks."""
     locks: dict[str, bool] = {}
     for task in app.theirs.tasks.values():
@@ -39,13 +56,13 @@ async def prepare_queues(app: NativeApp) -> None:
                 await connection.execute(PREPARE_QUEUE, (queue, has_locks))
 
 
-async def make_schedules(app: NativeApp) -> None:
+async def make_schedules(app: Adopted) -> None:
     """Make, or make again, a schedule for every periodic task. Raises ConfigurationError for one that cannot be read."""
     for periodic in app.theirs.periodic_registry.periodic_tasks.values():
         await make_schedule(app, periodic)
 
 
-async def make_schedule(app: NativeApp, periodic: PeriodicTask[Any, Any, Any]) -> None:
+async def make_schedule(app: Adopted, periodic: PeriodicTask[Any, Any, Any]) -> None:
     """Make one schedule; one that is there with the same expression keeps its place and what it has missed."""
     task = periodic.task
     job = task.configure(**periodic.configure_kwargs).job
@@ -78,7 +95,7 @@ def expression_of(cron: str) -> str:
     return " ".join([fields[5], *fields[:5]]) if len(fields) == 6 else cron
 
 
-async def send_tick(app: NativeApp, job: Job) -> int | None:
+async def send_tick(app: Adopted, job: Job) -> int | None:
     """Defer the job of a tick; returns its id, or None if its queueing_lock is held, as procrastinate's worker does."""
     given: Mapping[str, Any] = job.payload
     periodic = app.theirs.periodic_registry.periodic_tasks.get((given["task"], given["periodic_id"]))

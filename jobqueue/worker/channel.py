@@ -1,7 +1,9 @@
 """The way of a running handler to the database: progress is coalesced, everything else is written before it returns.
 
-Progress of all jobs of a worker goes out in one statement, at most four times a second, the last of a job always: so a
-thousand reporting jobs cost four notifying commits a second. What is asked of a job comes back with it.
+A report goes out at once. While one is under way, and while the worker has sent its share of the second (`bucket.py`),
+reports wait and are merged: the next flush takes those of all jobs in one statement, the latest of a job always. So ten
+jobs are seen within milliseconds, and a thousand cost nine notifying commits a second. What is asked of a job comes
+back with its report.
 """
 
 from __future__ import annotations
@@ -14,19 +16,21 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from psycopg import sql
+from psycopg import AsyncConnection, sql
 
 from jobqueue.connections import Connections
 from jobqueue.errors import JobqueueError, translate
+from jobqueue.worker.bucket import Bucket
 from jobqueue.worker.held import Held
 from jobqueue.worker.resilience import DATABASE_AWAY, Backoff
 
 if TYPE_CHECKING:
-    from jobqueue.job import Job
+    from jobqueue.job import Claim, Job
 
 T = TypeVar("T")
 
-REPORT_SECONDS = 0.25
+MOST_REST = 0.25
+"""Between two flushes the server rests for as long as the last one took, at most so many seconds."""
 POOL_SIZE = 4
 REPORT = "select id::text, command from jobqueue.heartbeat(%s, %s::jsonb)"
 DONE_KEYS = "select key from jobqueue.done_keys(%s) as k (key)"
@@ -47,10 +51,15 @@ class WorkerChannel:
         pooler: bool = False,
     ) -> None:
         self.connections = Connections(dsn, application_name="jobqueue handlers", pooler=pooler, max_size=POOL_SIZE)
+        # Progress must not wait until handlers have ended their transactions.
+        self._reporter = Connections(dsn, application_name="jobqueue progress", pooler=pooler, max_size=1)
         self._worker_id = worker_id
+        self._pooler = pooler
         self._held = held
         self._deliver = deliver
         self._reports: dict[str, dict[str, Any]] = {}
+        # held jobs that have ever reported: they share the worker's flushes
+        self._reporting: set[str] = set()
         self._due = asyncio.Event()
         self._ending: set[str] = set()
         # Two reports of a job on two connections could arrive in the wrong order: the last word must be the last.
@@ -60,6 +69,8 @@ class WorkerChannel:
         self._thread = threading.get_ident()
         self._task: asyncio.Task[None] | None = None
         self.statements = 0
+        self.backends: set[int] = set()
+        """The server process that progress is sent through; none behind a pooler, where that changes."""
 
     def start(self) -> None:
         """Begin to send progress."""
@@ -72,20 +83,25 @@ class WorkerChannel:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         await self.connections.close()
+        await self._reporter.close()
 
     def report(self, job: Job, pct: int | None, message: str | None, data: dict[str, Any] | None) -> None:
-        """Remember the latest progress of a job; it is sent within a quarter of a second. From any thread."""
+        """Remember the latest progress of a job; it is sent at once, or with the next flush. From any thread."""
         if threading.get_ident() != self._thread:
-            self._loop.call_soon_threadsafe(self._note, str(job.claim.id), pct, message, data)
+            self._loop.call_soon_threadsafe(self._note, job.claim, pct, message, data)
         else:
-            self._note(str(job.claim.id), pct, message, data)
+            self._note(job.claim, pct, message, data)
 
-    def _note(self, id: str, pct: int | None, message: str | None, data: dict[str, Any] | None) -> None:
-        held = self._held.get(id)
+    def _note(self, claim: Claim, pct: int | None, message: str | None, data: dict[str, Any] | None) -> None:
+        held = self._held_by(claim)
         if held is None:
             return
         held.life = self._loop.time()
-        report = self._reports.setdefault(id, {"id": id, "token": held.token, "started": True})
+        id = held.id
+        report = self._reports.get(id)
+        if report is None or report["token"] != held.token:
+            report = self._reports[id] = {"id": id, "token": held.token, "started": True}
+        self._reporting.add(id)
         if pct is not None:
             report["pct"] = pct
         if message is not None:
@@ -94,13 +110,18 @@ class WorkerChannel:
             report["data"] = {**report.get("data", {}), **data}
         self._due.set()
 
+    def _held_by(self, claim: Claim) -> Held | None:
+        """The job as this claim holds it; None for a handler that has outlived its attempt, also if another has the job."""
+        held = self._held.get(str(claim.id))
+        return held if held is not None and held.token == claim.claim_token else None
+
     def sign_of_life(self, held: Held) -> None:
         """The handler did something that proves that it is not stuck."""
         held.life = self._loop.time()
 
     async def call(self, job: Job, function: str, **arguments: Any) -> Any:
         """Call `jobqueue.<function>(id, token, …)` and return its value; errors are those of the library."""
-        held = self._held.get(str(job.claim.id))
+        held = self._held_by(job.claim)
         if held is not None:
             self.sign_of_life(held)
         # Done keys are seen by nobody: what waits to be reported goes with the next flush of all jobs, and not in a
@@ -144,14 +165,18 @@ class WorkerChannel:
     async def _flush_all(self) -> None:
         reports = list(self._reports.values())
         self._reports.clear()
-        # Ended meanwhile: its last word is written already.
-        reports = [report for report in reports if not getattr(self._held.get(report["id"]), "settled", True)]
+        reports = [report for report in reports if self._is_current(report)]
         try:
             await self._send(reports)
         except JobqueueError:
             # One of them was refused (metadata too large, …): the others must not suffer.
             for report in reports:
                 await self._send_alone(report)
+
+    def _is_current(self, report: dict[str, Any]) -> bool:
+        """Whether the attempt still runs; the last word of one that has ended is written already."""
+        held = self._held.get(report["id"])
+        return held is not None and not held.settled and held.token == report["token"]
 
     async def finish(self, id: str) -> None:
         """Send the last progress of a job that ends: together with the others that end at the same time."""
@@ -171,11 +196,14 @@ class WorkerChannel:
         if reports:
             self._under_way = {report["id"] for report in reports}
             try:
-                orders = await self._query(sql.SQL(REPORT), (self._worker_id, json.dumps(reports)))
+                parameters = (self._worker_id, json.dumps(reports))
+                orders = await self._query(sql.SQL(REPORT), parameters, via=self._reporter)
             finally:
                 self._under_way = set()
             if orders:
-                self._deliver([(row[0], row[1]) for row in orders])
+                # An order is about the attempt that has reported, not about one that may have followed meanwhile.
+                current = {report["id"] for report in reports if self._is_current(report)}
+                self._deliver([(id, command) for id, command in orders if id is None or id in current])
 
     async def _send_alone(self, report: dict[str, Any]) -> None:
         try:
@@ -183,13 +211,17 @@ class WorkerChannel:
         except JobqueueError as error:
             logger.warning("progress of job %s was refused: %s", report["id"], error)
 
-    async def _query(self, query: sql.SQL | sql.Composed | bytes, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    async def _query(
+        self, query: sql.SQL | sql.Composed | bytes, parameters: tuple[Any, ...], via: Connections | None = None
+    ) -> list[tuple[Any, ...]]:
         """Run one statement; a lost connection is tried again with another one, for about 20 seconds."""
         backoff = Backoff()
         for attempt in range(15):
             try:
-                async with self.connections.lend() as connection:
+                async with (via or self.connections).lend() as connection:
                     self.statements += 1
+                    if via is self._reporter and not self._pooler:
+                        await self._prepare_reporter(connection)
                     with translate():
                         return await (await connection.execute(query, parameters)).fetchall()
             except DATABASE_AWAY:
@@ -198,13 +230,27 @@ class WorkerChannel:
                 await asyncio.sleep(backoff.next())
         return []
 
+    async def _prepare_reporter(self, connection: AsyncConnection[Any]) -> None:
+        pid = connection.info.backend_pid
+        if pid not in self.backends:
+            # Nobody has to wait for the disk until a report is seen: after a crash of the server the next one says more.
+            await connection.execute("set synchronous_commit = off")
+            self.backends.clear()
+            self.backends.add(pid)
+
     async def _report_loop(self) -> None:
+        bucket = Bucket(self._loop.time())
         try:
             while True:
                 await self._due.wait()
+                while wait := bucket.wait(self._loop.time(), len(self._reporting)):
+                    await asyncio.sleep(wait)
+                bucket.take()
                 self._due.clear()
+                began = self._loop.time()
                 await self._flush_safely()
-                await asyncio.sleep(REPORT_SECONDS)
+                self._reporting.intersection_update(self._held)
+                await asyncio.sleep(min(self._loop.time() - began, MOST_REST))
         except asyncio.CancelledError:
             await self._flush_safely()
             raise

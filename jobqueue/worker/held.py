@@ -47,7 +47,9 @@ class Held:
         "job",
         "life",
         "note",
+        "outlived_at",
         "settled",
+        "slot",
         "started",
         "started_at",
         "stop",
@@ -69,10 +71,14 @@ class Held:
         self.stop: Stop | None = None
         self.stop_asked_at = 0.0
         self.interrupt: Callable[[], object] | None = None
+        # what it runs in, while it runs; jobs of a batch share it
+        self.slot: object = None
         self.settled = False
         # what the handler raised, for hooks
         self.error: BaseException | None = None
         self.abandoned = False
+        # when the attempt was ended while the handler went on
+        self.outlived_at: float | None = None
 
     def deadline(self) -> float | None:
         """When the handler has run long enough: `timeout` after its last sign of life, `max_runtime` after its start."""

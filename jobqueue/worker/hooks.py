@@ -101,8 +101,16 @@ class JobHooks:
         task.add_done_callback(self._tasks.discard)
 
 
-def make_job_hooks(hooks: Hooks, handlers: Mapping[str, Handler]) -> JobHooks | None:
-    """Return what calls the hooks around jobs, or None if there are none: then jobs cost what they cost without hooks."""
+def make_job_hooks(
+    hooks: Hooks, handlers: Mapping[str, Handler], held: Mapping[str, Held] | None = None
+) -> JobHooks | None:
+    """Return what calls the hooks around jobs, or None if there are none: then jobs cost what they cost without hooks.
+
+    `held`: the worker's jobs, by id; tracing reads there why a handler was stopped.
+    """
+    if hooks.tracing is not None:
+        made: JobHooks = hooks.tracing(hooks, handlers, {} if held is None else held)
+        return made
     own = any(handler.middleware for handler in handlers.values())
     if own or hooks.before_job or hooks.after_job or hooks.on_failure or hooks.middleware or hooks.on_lost:
         return JobHooks(hooks, handlers)

@@ -23,6 +23,8 @@ POLL = 5.0
 MAINTAIN_EVERY = 3.0
 """Seconds between two maintenance calls of one worker. Rescue is due every 2 s and must happen within 5."""
 MAINTAIN_AGAIN = 0.1
+LONG_CALL = 0.1
+"""Seconds after which a maintenance call leaves the steps that are still due to the next one."""
 LOCKED_AGAIN = 0.25
 LOOK_BACK_EVERY = 60.0
 """Every so often promotion also looks at what was due long ago: jobs that somebody else had locked at the time."""
@@ -32,19 +34,19 @@ PORTION = 1000
 STATEMENT_TIMEOUT = 60.0
 
 PROMOTE = """
-    select promoted, extract(epoch from next_due - now())::float8
-    from jobqueue.promote(%s, case when %s then null else now() - interval '1 min' end)
+    select promoted, jobqueue.seconds_until(next_due)
+    from jobqueue.promote(%s, case when %s then null else jobqueue.now_minus('1 min') end)
 """
 # Schedules are left to their own tick below: it is met to a few milliseconds and never waits for another step.
 MAINTAIN = """
     select (sum(done) filter (where step <> 'schedules'))::bigint,
-        (min(extract(epoch from next_due - clock_timestamp())) filter (where done > 0 and step <> 'schedules'))::float8,
+        jobqueue.seconds_until(min(next_due) filter (where done > 0 and step <> 'schedules')),
         (sum(done) filter (where step = 'schedules'))::bigint,
-        extract(epoch from jobqueue.next_tick() - clock_timestamp())::float8
+        jobqueue.seconds_until(jobqueue.next_tick()), jobqueue.maintenance_is_due()
     from jobqueue.maintain(%s)
 """
 TICK = """
-    select sent, extract(epoch from next_due - clock_timestamp())::float8 from jobqueue.run_schedules()
+    select sent, jobqueue.seconds_until(next_due) from jobqueue.run_schedules()
 """
 
 logger = logging.getLogger(__name__)
@@ -142,12 +144,16 @@ class Maintainer:
         return LOCKED_AGAIN if due_in <= 0 else min(float(due_in), self._poll)
 
     async def _maintain(self, connection: AsyncConnection[Any]) -> None:
-        done, again_in, sent, tick_in = await _row(connection, MAINTAIN, (self._worker_id,))
+        began = elapsed_clock()
+        done, again_in, sent, tick_in, is_due = await _row(connection, MAINTAIN, (self._worker_id,))
         self._wait_for_tick(tick_in)
         if sent:
             self._promoted()
         pause = MAINTAIN_EVERY
-        if done:
+        # Only after a long call of its own: what another worker is at is due as well.
+        if is_due and elapsed_clock() - began > LONG_CALL:
+            pause = MAINTAIN_AGAIN
+        elif done:
             pause = min(max(again_in or 0.0, MAINTAIN_AGAIN), MAINTAIN_EVERY)
         self._maintain_at = elapsed_clock() + pause
 

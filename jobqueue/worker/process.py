@@ -22,6 +22,7 @@ import socket
 import struct
 import sys
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,9 @@ ORDER_EVERY = 0.1
 RUN_JOB = "jobqueue.worker.process_job:run_job"
 
 Call = Callable[[str, tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
+
+around_child: ContextVar[tuple[str, Any] | None] = ContextVar("jobqueue_around_child", default=None)
+"""What surrounds the handler in its child: a context manager, as `module:qualname`, and its argument."""
 
 
 class ProcessDied(HandlerError):
@@ -133,8 +137,9 @@ class ProcessPool:
 
         try:
             text, job._stats, job._settled = await self.call(
-                attempt, RUN_JOB, handler.reference, _portable_claim(job.claim), channel.connections.dsn, call=answer
-            )
+                attempt, RUN_JOB, handler.reference, _portable_claim(job.claim), channel.connections.dsn,
+                around_child.get(), call=answer,
+            )  # fmt: skip
         finally:
             forwarding.cancel()
         return text if text is None else str(text)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 from jobqueue.connections import Connections
@@ -52,8 +53,8 @@ _channel: ProcessChannel | None = None
 _handlers: dict[str, Handler] = {}
 
 
-def run_job(reference: str, claim: Claim, dsn: str) -> Outcome:
-    """Run the handler that `reference` names for a job.
+def run_job(reference: str, claim: Claim, dsn: str, around: tuple[str, Any] | None = None) -> Outcome:
+    """Run the handler that `reference` names for a job, `around` it a context manager with its argument.
 
     Returns the result as JSON text, the job's stats, and whether the handler completed the job in a transaction.
     Raises what the handler raises, ConfigurationError if it cannot be imported.
@@ -68,7 +69,8 @@ def run_job(reference: str, claim: Claim, dsn: str) -> Outcome:
     job = Job(claim, _channel)
     link.on_order = job.deliver
     try:
-        result = handler.invoke(job)
+        with _surrounding(around):
+            result = handler.invoke(job)
     except Stopped:
         # The parent has stopped to answer.
         raise
@@ -78,3 +80,7 @@ def run_job(reference: str, claim: Claim, dsn: str) -> Outcome:
         raise
     job.end_loops()
     return handler.encode_result(result), job._stats, job.settled
+
+
+def _surrounding(around: tuple[str, Any] | None) -> AbstractContextManager[None]:
+    return nullcontext() if around is None else load_target(around[0])(around[1])

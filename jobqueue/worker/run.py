@@ -3,6 +3,10 @@
 A runner is a task that takes one job after the other from the line of ready ones. There are as many runners as jobs that
 wait for something: when a handler waits for the first time, the next runner is started, up to the concurrency. So a
 thousand handlers that never wait share one task, and a thousand that do have one each.
+
+An attempt may end before its handler does: a thread cannot be stopped. Its slot stays taken until it has ended, and no
+other attempt of the same job is started beside it in this process. One that comes back while the handler is just about
+to end (it settled its job itself, say) waits here for that moment; behind a stuck one it is left to other workers.
 """
 
 from __future__ import annotations
@@ -11,8 +15,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from contextvars import Context, copy_context
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +25,7 @@ from jobqueue.job import Job, Paused
 from jobqueue.json_text import from_json
 from jobqueue.worker.drive import drive
 from jobqueue.worker.held import Held, Stop
+from jobqueue.worker.threads import Threads
 
 if TYPE_CHECKING:
     from jobqueue.handlers import Handler
@@ -34,6 +38,10 @@ YIELD_AFTER = 32
 """Jobs that one runner may run without waiting before the event loop gets its turn."""
 GRACE_SECONDS = 5.0
 """How long a handler may take to stop when it is told to, before its attempt is ended without it."""
+LEFT_SECONDS = (1.0, 30.0)
+"""How long an attempt is left to other workers while an earlier handler of its job runs here: at least, and at most."""
+LEFT_SHARE = 0.25
+"""And in between: this much of the time since the earlier attempt ended, so that a thread that never ends costs little."""
 
 logger = logging.getLogger(__name__)
 
@@ -54,12 +62,19 @@ class Runner:
     ) -> None:
         self.concurrency = concurrency
         self.ready: deque[Held] = deque()
-        self.running: set[Held] = set()
         self.held_back = False
+        self.stuck: list[Held] = []
+        """Those whose attempts have ended, and that still run after a time of grace; as of the last `watch`."""
+        self.stuck_slots = 0
+        """The slots that they hold; a batch holds one."""
+        # by job id: from the start of a handler until it has really ended
+        self._at_work: dict[str, Held] = {}
+        self.parked: dict[str, Held] = {}
+        """By job id: those that start as soon as the handler of the attempt before has ended."""
         self._settler, self._channel, self._changed = settler, channel, changed
         self._classify, self._processes, self._hooks = classify, processes, hooks
         self._tasks: set[asyncio.Task[None]] = set()
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads: Threads | None = None
         self._loop = asyncio.get_running_loop()
 
     def start(self, jobs: Sequence[Held]) -> None:
@@ -79,8 +94,13 @@ class Runner:
             task.add_done_callback(self._gone)
 
     @property
+    def running(self) -> Collection[Held]:
+        """Jobs whose handlers run, also those whose attempts have ended already."""
+        return self._at_work.values()
+
+    @property
     def busy_slots(self) -> int:
-        """Slots in use."""
+        """Slots in use; a handler that outlives its attempt keeps its own."""
         return len(self._tasks)
 
     async def close(self) -> None:
@@ -90,7 +110,7 @@ class Runner:
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=1.0)
         if self._threads is not None:
-            self._threads.shutdown(wait=False, cancel_futures=True)
+            self._threads.close()
 
     def _gone(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -105,7 +125,7 @@ class Runner:
         ran = 0
         while self.ready and not self.held_back:
             held = self.ready.popleft()
-            if held.settled:
+            if not self._may_start(held):
                 continue
             if held.handler.takes_batch:
                 await self._run_batch(self._gather(held), task)
@@ -123,22 +143,57 @@ class Runner:
         jobs, most = [first], first.handler.batch_size
         while self.ready and len(jobs) < most and self.ready[0].handler is first.handler:
             held = self.ready.popleft()
-            if not held.settled:
+            if self._may_start(held):
                 jobs.append(held)
         return jobs
 
-    def _begin(self, held: Held, interrupt: Callable[[], object]) -> Job:
+    def _may_start(self, held: Held) -> bool:
+        """Whether it is still ours, and no earlier handler of the same job is at work."""
+        if held.settled:
+            return False
+        earlier = self._at_work.get(held.id)
+        if earlier is None:
+            return True
+        if earlier.settled and earlier.stop is None and earlier.outlived_at is None:
+            self.parked[held.id] = held
+        else:
+            self._leave(held, earlier)
+        return False
+
+    def _leave(self, held: Held, earlier: Held) -> None:
+        """Give an attempt to other workers, without spending a retry: two handlers of a job would get in each other's way."""
+        if not earlier.settled:
+            # Whoever has claimed the job anew has taken it from the earlier attempt, also if that was this worker.
+            earlier.ask_stop(Stop.LOST)
+            if self._hooks is not None:
+                self._hooks.lost(earlier)
+        now = self._loop.time()
+        least, most = LEFT_SECONDS
+        seconds = min(most, max(least, (now - (earlier.outlived_at or earlier.stop_asked_at or now)) * LEFT_SHARE))
+        text = "job %s: an earlier attempt's handler still runs here; left to other workers for %.0f s"
+        logger.info(text, held.id, seconds, extra={"event": "job.left", "job_id": held.id})
+        self._settler.snooze(held, seconds)
+
+    def _begin(self, held: Held, task: asyncio.Task[None]) -> Job:
         held.started = True
         held.started_at = held.life = self._loop.time()
-        held.interrupt = interrupt
+        held.slot, held.interrupt = task, task.cancel
         job = held.job = Job(held.claim, self._channel)
-        self.running.add(held)
+        self._at_work[held.id] = held
         return job
+
+    def _ended(self, held: Held) -> None:
+        del self._at_work[held.id]
+        held.slot = held.interrupt = None
+        parked = self.parked.pop(held.id, None)
+        if parked is not None:
+            self.ready.appendleft(parked)
+            self.spawn()
 
     # -- async -----------------------------------------------------------------------------------------------------------
 
     async def _run_async(self, held: Held, task: asyncio.Task[None]) -> None:
-        job = self._begin(held, task.cancel)
+        job = self._begin(held, task)
         handler = held.handler
         context = copy_context()
         invoke = handler.invoke if self._hooks is None else self._hooks.around(handler, handler.invoke)
@@ -158,15 +213,14 @@ class Runner:
             if held.stop is not None:
                 await _absorb_cancel(task)
         finally:
-            self.running.discard(held)
-            held.interrupt = None
+            self._ended(held)
 
     async def _run_batch(self, jobs: list[Held], task: asyncio.Task[None]) -> None:
         handler = jobs[0].handler
         # A batch is one call: it is stopped for all of its jobs or for none.
-        batch = [self._begin(held, task.cancel) for held in jobs]
-        context = copy_context()
-        invoke = handler.invoke_batch if handler.executor == "async" else self._threaded(handler.invoke_batch)
+        batch = [self._begin(held, task) for held in jobs]
+        context, calls = copy_context(), list[asyncio.Future[Any]]()
+        invoke = handler.invoke_batch if handler.executor == "async" else self._threaded(handler.invoke_batch, calls)
         if self._hooks is not None:
             invoke = self._hooks.around(handler, invoke)
         if handler.executor != "async":
@@ -179,13 +233,14 @@ class Runner:
             await self._settle_batch(handler, jobs, result, context)
         except BaseException as error:
             await self._ended_badly(jobs, error, task)
+            await self._outlive(jobs, calls)
         else:
             if any(held.stop is not None for held in jobs):
                 await _absorb_cancel(task)
+            await self._outlive(jobs, calls)
         finally:
             for held in jobs:
-                self.running.discard(held)
-                held.interrupt = None
+                self._ended(held)
 
     async def _settle_batch(self, handler: Handler, jobs: list[Held], result: Any, context: Context) -> None:
         """A batch handler returns None (all are done) or one result per job; an exception among them fails that job."""
@@ -215,10 +270,9 @@ class Runner:
 
     async def _run_elsewhere(self, held: Held, task: asyncio.Task[None]) -> None:
         handler = held.handler
-        job = self._begin(held, task.cancel)
+        job = self._begin(held, task)
         self.spawn()
-        calls: list[asyncio.Future[Any]] = []
-        context = copy_context()
+        context, calls = copy_context(), list[asyncio.Future[Any]]()
         try:
             if self._hooks is None and handler.executor == "process":
                 text = await self._in_process(handler, job)
@@ -235,28 +289,24 @@ class Runner:
                 await self._after(held, result, context)
         except BaseException as error:
             await self._ended_badly([held], error, task)
-            for call in calls:
-                if not call.done():
-                    await self._outlive(held, call)
+            await self._outlive([held], calls)
         else:
             if held.stop is not None:
                 await _absorb_cancel(task)
+            await self._outlive([held], calls)
         finally:
-            self.running.discard(held)
-            held.interrupt = None
+            self._ended(held)
 
     async def _hooked(self, handler: Handler, job: Job, context: Context, calls: list[asyncio.Future[Any]]) -> Any:
         """Run a handler in a thread or a process, with the hooks around it here; `calls` gets what cannot be stopped."""
 
-        async def invoke(given: Job) -> Any:
-            if handler.executor == "process":
-                text = await self._in_process(handler, given)
-                return None if text is None else from_json(text.encode())
-            # What the hooks have put into the context goes with it into the thread.
-            call = asyncio.ensure_future(self._in_thread(copy_context().run, handler.invoke, given))
-            calls.append(call)
-            return await asyncio.shield(call)
+        in_thread = self._threaded(handler.invoke, calls)
 
+        async def in_process(given: Job) -> Any:
+            text = await self._in_process(handler, given)
+            return None if text is None else from_json(text.encode())
+
+        invoke = in_process if handler.executor == "process" else in_thread
         if self._hooks is None:
             return await invoke(job)
         return await drive(context.run(self._hooks.around(handler, invoke), job), context, _nothing)
@@ -265,22 +315,39 @@ class Runner:
         assert self._processes is not None
         return await self._processes.run(handler, job)
 
-    def _threaded(self, function: Callable[..., Any]) -> Callable[[Any], Any]:
+    def _threaded(
+        self, function: Callable[..., Any], calls: list[asyncio.Future[Any]]
+    ) -> Callable[[Any], Coroutine[Any, Any, Any]]:
+        """Return a function that runs `function` in a thread; `calls` gets what cannot be stopped."""
+
         async def call(argument: Any) -> Any:
-            return await self._in_thread(copy_context().run, function, argument)
+            if self._threads is None:
+                self._threads = Threads("jobqueue-handler")
+            # What the hooks have put into the context goes with it into the thread.
+            called = self._threads.run(copy_context().run, function, argument)
+            calls.append(called)
+            return await asyncio.shield(called)
 
         return call
 
-    async def _in_thread(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        if self._threads is None:
-            self._threads = ThreadPoolExecutor(self.concurrency, thread_name_prefix="jobqueue-handler")
-        return await self._loop.run_in_executor(self._threads, function, *arguments)
-
-    async def _outlive(self, held: Held, call: asyncio.Future[Any]) -> None:
-        """A thread cannot be stopped: its job is settled already, and its slot stays taken until it ends."""
-        logger.warning("job %s: its thread goes on after it was stopped; the slot stays taken", held.id)
-        with contextlib.suppress(Exception, asyncio.CancelledError):
-            await call
+    async def _outlive(self, jobs: Sequence[Held], calls: Sequence[asyncio.Future[Any]]) -> None:
+        """Wait for threads that go on after their attempts have ended, so that their slot stays taken until they end."""
+        late = [call for call in calls if not call.done()]
+        if not late:
+            return
+        for held in jobs:
+            held.outlived_at, held.interrupt = self._loop.time(), None
+            if held.job is not None:
+                # Then it stops by itself where it says next how far it is.
+                held.job.deliver("lost")
+            parked = self.parked.pop(held.id, None)
+            if parked is not None and not parked.settled:
+                self._leave(parked, held)
+        await asyncio.wait(late)
+        for held in self.stuck:
+            if held in jobs:
+                took = self._loop.time() - (held.outlived_at or 0.0)
+                logger.info("job %s: its handler has ended, %.0f s after its attempt", held.id, took)
 
     # -- ends ------------------------------------------------------------------------------------------------------------
 
@@ -291,11 +358,16 @@ class Runner:
                 for held in jobs:
                     self._settler.release(held)
                 raise error
-            task.uncancel()
+            while task.cancelling():
+                task.uncancel()
         elif isinstance(error, KeyboardInterrupt):
             raise error
         for held in jobs:
+            # From here on nothing may interrupt: the ends would not be written.
+            held.interrupt = None
+        for held in jobs:
             await self._save_keys(held)
+        for held in jobs:
             self.end(held, error)
 
     async def _save_keys(self, held: Held) -> None:
@@ -355,6 +427,9 @@ class Runner:
                     held.ask_stop(Stop.TIMEOUT)
             elif now - held.stop_asked_at > GRACE_SECONDS and not held.settled:
                 self._give_up(held)
+        late = [held for held in self.running if held.outlived_at is not None]
+        self.stuck = [held for held in late if now - (held.outlived_at or now) >= GRACE_SECONDS]
+        self.stuck_slots = len({held.slot for held in self.stuck})
 
     def _give_up(self, held: Held) -> None:
         if held.stop is Stop.CANCEL and held.handler.executor != "async" and not held.abandoned:
@@ -363,7 +438,7 @@ class Runner:
             if held.interrupt is not None:
                 held.interrupt()
             return
-        logger.warning("job %s does not stop; its attempt ends without it and its slot stays taken", held.id)
+        held.outlived_at = held.stop_asked_at
         self.end(held, None)
 
 

@@ -38,14 +38,14 @@ class Warnings:
         fresh = [warning for warning in found if warning.name not in self._known]
         self._known = {warning.name for warning in found}
         for warning in fresh:
-            await self._warn(warning)
+            await self.warn(warning)
 
     async def blocked(self, seconds: float) -> None:
         """Warn once that the event loop could not run for so long."""
         if seconds < BLOCKED_SECONDS or self._blocked:
             return
         self._blocked = True
-        await self._warn(
+        await self.warn(
             WorkerWarning(
                 "blocked event loop",
                 "warn",
@@ -54,7 +54,8 @@ class Warnings:
             )
         )
 
-    async def _warn(self, warning: WorkerWarning) -> None:
+    async def warn(self, warning: WorkerWarning) -> None:
+        """Warn in the log and by the app's hooks."""
         hint = f" {warning.what_to_do}" if warning.what_to_do else ""
         logger.warning(
             "%s: %s.%s", warning.name, warning.detail, hint, extra={"event": "worker.warning", "cause": warning.name}

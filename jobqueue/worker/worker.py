@@ -37,6 +37,7 @@ from jobqueue.worker.maintain import Maintainer
 from jobqueue.worker.orders import LONG_SECONDS, Orders
 from jobqueue.worker.run import GRACE_SECONDS, Runner
 from jobqueue.worker.settle import Settler
+from jobqueue.worker.stuck import StuckHandlers
 from jobqueue.worker.wake import Wake
 from jobqueue.worker.warn import Warnings
 
@@ -67,6 +68,8 @@ class WorkerStatus:
     failed: int
     unwritten: int
     listening: str
+    stuck: int = 0
+    """Handlers that go on although their attempts have ended; not among those that run."""
 
 
 class Worker:
@@ -114,6 +117,7 @@ class Worker:
         self._hooks = hooks if hooks is not None else Hooks()
         self._info = WorkerInfo(self.id, self.name, tuple(queues) if queues is not None else None, concurrency)
         self.held: dict[str, Held] = {}
+        self._listed: dict[str, str] = {}
         self._state = "starting"
         self._fenced = False
         self._quiet = False
@@ -168,14 +172,15 @@ class Worker:
 
     def status(self) -> WorkerStatus:
         """What it is doing now."""
-        running = len(self._runner.running) if self._state != "starting" else 0
+        runner = self._runner if self._state != "starting" else None
+        running = sum(not held.settled for held in runner.running) if runner is not None else 0
         unwritten = sum(held.settled for held in self.held.values())
         state = self._state
         if state == "working":
             state = "fenced" if self._fenced else "quiet" if self._quiet else state
         return WorkerStatus(
             state, running, max(0, len(self.held) - running - unwritten), self._done, self._failed, unwritten,
-            self._wake.status if self._state != "starting" else "connecting",
+            self._wake.status if runner is not None else "connecting", len(runner.stuck) if runner is not None else 0,
         )  # fmt: skip
 
     async def _register(self) -> None:
@@ -195,7 +200,7 @@ class Worker:
     def _build(self) -> None:
         id = str(self.id)
         self._wake = Wake(self._listen_dsn, self._queues, self._poll)
-        self._job_hooks = hooks = make_job_hooks(self._hooks, self._handlers)
+        self._job_hooks = hooks = make_job_hooks(self._hooks, self._handlers, self.held)
         failed = hooks.failed if hooks is not None else None
         self._settler = Settler(self._dsn, id, self._flushed, pooler=self._pooler, failed=failed)
         self._channel = WorkerChannel(self._dsn, id, self.held, self._deliver, pooler=self._pooler)
@@ -209,16 +214,17 @@ class Worker:
         )  # fmt: skip
         self._lease = Lease(
             self._dsn, id, self._list_held,
-            lambda orders: self._threadsafe(self._deliver, orders),
+            lambda orders: self._threadsafe(self._deliver, self._of_listed(orders)),
             lambda fenced: self._threadsafe(self._fence, fenced),
             pooler=self._pooler,
         )  # fmt: skip
         self._warnings = Warnings(self._hooks)
+        self._stuck = StuckHandlers(self._concurrency)
         self._maintainer = Maintainer(
             lambda: connect_async(self._dsn, "jobqueue maintenance", pooler=self._pooler),
             id, self._queues, self._wake.ring, poll=self._poll, look=self._warnings.look,
         )  # fmt: skip
-        self._orders = Orders(self._listen_dsn, self._long_running, self._lease.beat_now)
+        self._orders = Orders(self._listen_dsn, self._long_running, self._lease.beat_now, self._channel.backends)
 
     def _start(self) -> None:
         self._lease.start()
@@ -233,7 +239,7 @@ class Worker:
         await tell(self._hooks.of("on_worker_stopping"), self._info)
         self._claimer.stop()
         self._room.set()
-        for held in list(self._runner.ready):
+        for held in (*self._runner.ready, *self._runner.parked.values()):
             self._settler.release(held)
         self._runner.ready.clear()
         with contextlib.suppress(asyncio.CancelledError, Exception):
@@ -263,7 +269,8 @@ class Worker:
                 self._settler.release(held)
         released = asyncio.create_task(self._release_asked.wait())
         deadline = self._loop.time() + self._drain_timeout
-        while self._runner.running and self._loop.time() < deadline and not released.done():
+        # Not for those that have outlived their attempts: what they still do is written nowhere.
+        while self._has_work() and self._loop.time() < deadline and not released.done():
             await asyncio.wait({released}, timeout=0.05)
         released.cancel()
         for held in list(self._runner.running):
@@ -273,6 +280,9 @@ class Worker:
             await asyncio.sleep(0.02)
         for held in list(self._runner.running):
             self._runner.end(held, None)
+
+    def _has_work(self) -> bool:
+        return any(held.outlived_at is None for held in self._runner.running)
 
     async def _say_goodbye(self) -> None:
         try:
@@ -287,9 +297,9 @@ class Worker:
 
     def wanted(self) -> int:
         """Jobs to ask for now: free slots, and what can be prefetched; in portions, not one by one, if jobs are short."""
-        if self._fenced or self._quiet or self._state != "working":
+        if self._fenced or self._quiet or self._state != "working" or self._runner.stuck_slots >= self._concurrency:
             return 0
-        unfinished = len(self._runner.ready) + self._runner.busy_slots
+        unfinished = len(self._runner.ready) + len(self._runner.parked) + self._runner.busy_slots
         if len(self.held) - unfinished > 2 * MOST_PREFETCHED:
             return 0
         prefetch = max(min(MOST_PREFETCHED, int(self._rate * PREFETCH_SECONDS)), self._most_batch - 1)
@@ -370,11 +380,19 @@ class Worker:
     # -- orders ----------------------------------------------------------------------------------------------------------
 
     def _list_held(self) -> list[tuple[str, str, bool]]:
-        return [(held.id, held.token, held.started) for held in list(self.held.values())]
+        listed = list(self.held.values())
+        self._listed = {held.id: held.token for held in listed}
+        return [(held.id, held.token, held.started) for held in listed]
+
+    def _of_listed(self, orders: list[tuple[str | None, str]]) -> list[tuple[str | None, str]]:
+        """Without what is about attempts that have ended since the beat: the next one of the same job may be here already."""
+        current = {id for id, token in self._listed.items() if (held := self.held.get(id)) and held.token == token}
+        return [(id, command) for id, command in orders if id is None or id in current]
 
     def _long_running(self) -> Iterable[str]:
         now = self._loop.time()
-        return [held.id for held in self._runner.running if now - held.started_at > LONG_SECONDS]
+        running = (held for held in self._runner.running if not held.settled)
+        return [held.id for held in running if now - held.started_at > LONG_SECONDS]
 
     def _threadsafe(self, function: Callable[..., object], *arguments: object) -> None:
         with contextlib.suppress(RuntimeError):
@@ -435,6 +453,8 @@ class Worker:
             await asyncio.sleep(TICK_SECONDS)
             await self._warnings.blocked(self._loop.time() - slept - TICK_SECONDS)
             self._runner.watch()
+            for warning in self._stuck.look(self._runner.stuck, self._runner.stuck_slots, self._loop.time()):
+                await self._warnings.warn(warning)
             self._give_back_waiting()
             now = self._loop.time()
             if self._flush_log and now - self._flush_log[-1][0] > 0.5:

@@ -33,7 +33,11 @@ begin
             'started is true or false, pct a number, message a string, data an object.');
     end if;
     insert into worker as w (id, name, running) values (heartbeat.worker, current_setting('application_name'), jsonb_array_length(jobs))
-    on conflict (id) do update set heartbeat_at = now(), running = jsonb_array_length(jobs), stopped_at = null;
+    on conflict (id) do update set heartbeat_at = now(), stopped_at = null,
+        -- a beat of nothing but reports is sent in between, and does not list what has nothing to report
+        running = case when exists (select from jsonb_array_elements(jobs) e where e ?| array['pct', 'message', 'data'])
+                and not exists (select from jsonb_array_elements(jobs) e where not e ?| array['pct', 'message', 'data'])
+            then greatest(w.running, excluded.running) else excluded.running end;
     -- hash joins are off, so nothing but the jobs themselves is joined: 1,000 jobs joined with their list took 300 ms
     with listed as materialized (
         select (e ->> 'id')::uuid as id, (e ->> 'token')::uuid as token, coalesce((e ->> 'started')::boolean, true) as started,

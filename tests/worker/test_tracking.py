@@ -15,13 +15,15 @@ import psycopg
 import pytest
 
 from jobqueue import App, Job, NullJob
-from jobqueue.errors import ConfigurationError, InvalidArgument
+from jobqueue.errors import ConfigurationError, InvalidArgument, LeaseLost
 from jobqueue.estimates import estimate_defaults
 from jobqueue.job import Claim
 from jobqueue.loops import REPORT_EVERY_SECONDS
 from jobqueue.stages import Stage
-from jobqueue.worker.channel import REPORT_SECONDS, WorkerChannel
+from jobqueue.worker.bucket import BURST, rate_of
+from jobqueue.worker.channel import WorkerChannel
 from jobqueue.worker.held import Held
+from jobqueue.worker.orders import Orders
 from tests.support.channel import CLAIM, WORKER, DirectChannel, direct_channel
 from tests.support.server import rows, value
 
@@ -49,7 +51,7 @@ async def eventually(condition: Callable[[], Any], seconds: float = 20.0) -> Non
 
 
 async def test_a_thousand_reporting_jobs_cost_one_notifying_commit_per_flush(dsn: str, connection: Connection) -> None:
-    """And there are four flushes a second: P9 allows ten."""
+    """And there are nine flushes a second (tests/unit/test_bucket.py): P9 allows ten."""
     connection.execute(
         "select jobqueue.send_many('work', (select jsonb_agg('{}'::jsonb) from generate_series(1, 1000)))"
     )
@@ -85,9 +87,66 @@ async def test_a_thousand_reporting_jobs_cost_one_notifying_commit_per_flush(dsn
     await asyncio.gather(*(channel.finish(job.claim.id) for job in jobs))
     assert channel.statements <= before + 2
     assert value(connection, "select count(*) from jobqueue.jobs where progress_message = 'the end'") == 1000
-    assert 1 / REPORT_SECONDS <= 4
     assert 1 / REPORT_EVERY_SECONDS <= 4
-    await channel.connections.close()
+    await channel.stop()
+
+
+async def test_what_an_earlier_attempt_still_says_is_not_taken_for_the_next_ones(
+    dsn: str, connection: Connection
+) -> None:
+    connection.execute("select jobqueue.send('work')")
+    orders: list[Any] = []
+    async with direct_channel(dsn) as direct:
+        job = await direct.claim("work")
+    earlier = Job(job.claim._replace(claim_token=str(uuid4())), job._channel)
+    held = Held(job.claim, None, None, 0.0)  # type: ignore[arg-type]
+    channel = WorkerChannel(dsn, WORKER, {held.id: held}, orders.extend)
+    await Job(earlier.claim, channel).progress(message="too late")
+    assert not channel.has_report(held.id)
+    assert held.life == 0.0
+    with pytest.raises(LeaseLost):
+        await channel.call(earlier, "stage", stage="scan", status="in_progress")
+    # And what was on its way when the next attempt came is dropped, with what the database says of it.
+    channel._reports[held.id] = {"id": held.id, "token": earlier.claim.claim_token, "message": "too late"}
+    await channel.flush()
+    await channel._send([{"id": held.id, "token": earlier.claim.claim_token, "message": "too late"}])
+    assert orders == []
+    await Job(job.claim, channel).progress(message="in time")
+    await channel.flush()
+    assert value(connection, "select progress_message from jobqueue.jobs") == "in time"
+    await channel.stop()
+
+
+async def test_a_flood_of_reports_is_sent_as_often_as_the_bucket_allows_and_first_at_once(
+    dsn: str, connection: Connection
+) -> None:
+    connection.execute("select jobqueue.send('work')")
+    async with direct_channel(dsn) as direct:
+        claim = (await direct.claim("work")).claim
+    held = Held(claim, None, None, 0.0)  # type: ignore[arg-type]
+    channel = WorkerChannel(dsn, WORKER, {held.id: held}, lambda orders: None)
+    job, message = Job(claim, channel), "select progress_message from jobqueue.jobs"
+    channel.start()
+    await job.progress(message="the first")
+    await eventually(lambda: value(connection, message) == "the first")
+    before, began, said = channel.statements, time.monotonic(), 0
+    while time.monotonic() - began < 1.0:
+        said += 1
+        await job.progress(message=f"number {said}")
+        await asyncio.sleep(0.002)
+    flushes, took = channel.statements - before, time.monotonic() - began
+    assert 2 <= flushes <= BURST + 1 + took * rate_of(1)
+    await channel.stop()
+    assert value(connection, message) == f"number {said}"
+
+
+async def test_a_workers_own_reports_are_no_orders_for_it(dsn: str) -> None:
+    beats: list[None] = []
+    orders = Orders(dsn, lambda: ["a"], lambda: beats.append(None), own={7})
+    orders._heard(psycopg.Notify("jobqueue_jobs", '[["a", 2], ["b", 1]]', 7))
+    assert not beats
+    orders._heard(psycopg.Notify("jobqueue_jobs", '[["a", 3]]', 8))
+    assert len(beats) == 1
 
 
 async def test_a_held_back_report_goes_out_while_the_next_item_takes_long(job: Job, channel: DirectChannel) -> None:
