@@ -86,6 +86,8 @@ class Hooks:
     on_worker_start: list[_Entry] = field(default_factory=list)
     on_worker_stopping: list[_Entry] = field(default_factory=list)
     on_worker_stopped: list[_Entry] = field(default_factory=list)
+    tracing: Callable[..., Any] | None = None
+    """Makes what calls the hooks around jobs, if they are traced; of `app.instrument`."""
 
     def of(self, kind: str, job_type: str | None = None) -> tuple[Hook, ...]:
         """Return the hooks of a kind, for a job_type those that apply to it."""

@@ -17,6 +17,7 @@ OPTIONS = frozenset(
         "slot_until", "merge_payload", "group", "tier", "tenant", "subject", "display_name", "metadata", "created_by",
         "max_retries", "retry_delay", "retry_backoff", "retry_delay_max", "timeout", "max_runtime", "lease",
         "expires_in", "keep_completed", "keep_ended", "dead_letter", "stages", "id", "depends_on", "on_failure", "batch",
+        "trace_context",
     }
 )  # fmt: skip
 """What `jobqueue.job_options()` knows; a test compares the two."""

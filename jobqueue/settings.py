@@ -102,6 +102,8 @@ class Settings(BaseSettings):
     log_format: Annotated[Literal["auto", "text", "json"], BeforeValidator(_lower)] = Field(
         "auto", description="auto: text on a terminal, else JSON lines"
     )
+    otel: bool = Field(False, description="traces and figures of jobs through OpenTelemetry; needs jobqueue[otel]")
+    otel_parent: bool = Field(False, description="attempts are children of the span that sent the job, not only linked")
 
     _sources: dict[str, str] = PrivateAttr(default_factory=dict)
 

@@ -50,11 +50,15 @@ def command(
     from jobqueue.api.server import inherited_sockets, remove_socket, serve, socket_of, tcp_sockets, unix_socket
     from jobqueue.database.migrations import check_schema
     from jobqueue.database.pool import connect
+    from jobqueue.instrumentation import require_opentelemetry
     from jobqueue.settings import load_settings
     from jobqueue.telemetry.log import configure_logging
 
     settings = load_settings(dsn=dsn, host=host, port=port)
     configure_logging(settings.log_level, settings.log_format)
+    if settings.otel:
+        # here, and not first in each of several processes
+        require_opentelemetry()
     sockets: list[socket.socket] = [socket_of(fd)] if fd is not None else inherited_sockets()
     for_all = not sockets and uds is None and settings.jwt_key_file is None and not _is_loopback(settings.host)
     database = database_dsn(settings)

@@ -129,9 +129,9 @@ begin
     insert into queue (name) values (target) on conflict (name) do nothing;
     select * into dead from queue q where q.name = target;
     insert into job (queue, job_type, tenant, payload, priority, subject, display_name, created_by, metadata, group_key, tier, pausable,
-        dead_letter_of, ready_seq, expires_at, settle_flags)
+        dead_letter_of, options, ready_seq, expires_at, settle_flags)
     values (target, j.job_type, j.tenant, j.payload, j.priority, j.subject, j.display_name, j.created_by, j.metadata, j.group_key, j.tier,
-        j.pausable, j.id, next_ready(), now() + dead.expires_in,
+        j.pausable, j.id, trace_option(j.options), next_ready(), now() + dead.expires_in,
         case when dead.keep_completed = interval '0' then 1 else 0 end | case when dead.limited then 256 else 0 end)
     returning job.id into copy;
     if dead.limited then

@@ -280,8 +280,9 @@ as $$
         left join (select distinct e.p as n from unnest(_plan.parents) e (p)) x on x.n = u.n
         where u.q = any (_queues) and is_plain_job(u.e)
         order by o.k)
-    insert into job (id, queue, job_type, payload, status, unfinished_parents, settle_flags, ready_seq)
-    select x.id, x.q, x.q, coalesce(x.e -> 'payload', '{}'), case when x.w > 0 then 'blocked' else 'pending' end, x.w,
+    insert into job (id, queue, job_type, payload, options, status, unfinished_parents, settle_flags, ready_seq)
+    select x.id, x.q, x.q, coalesce(x.e -> 'payload', '{}'), case when x.e ? 'options' then trace_option(x.e -> 'options') end,
+        case when x.w > 0 then 'blocked' else 'pending' end, x.w,
         512 | case when x.has_children then 2 else 0 end, case when x.w = 0 then next_ready() end
     from plain x
 $$;
@@ -361,7 +362,9 @@ returns boolean
 language sql immutable
 set search_path = pg_catalog, pg_temp
 as $$
-    select coalesce(nullif(_element -> 'options', 'null'), '{}') - array['depends_on', 'on_failure'] = '{}' and pg_column_size(_element) < 100000
+    select coalesce(nullif(_element -> 'options', 'null'), '{}') - array['depends_on', 'on_failure', 'trace_context'] = '{}'
+        and pg_column_size(_element) < 100000
+        and (_element #> '{options,trace_context}' is null or jobqueue.is_trace_context(_element #> '{options,trace_context}'))
 $$;
 
 -- waiting_job: a new job of a flow, with what it waits for and whether others wait for it.

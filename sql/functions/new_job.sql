@@ -9,7 +9,7 @@ as $$
     select array['job_type', 'priority', 'run_at', 'delay', 'singleton_key', 'throttle_seconds', 'debounce_seconds', 'slot_until',
         'merge_payload', 'group', 'tier', 'tenant', 'subject', 'display_name', 'metadata', 'created_by', 'max_retries', 'retry_delay',
         'retry_backoff', 'retry_delay_max', 'timeout', 'max_runtime', 'lease', 'expires_in', 'keep_completed', 'keep_ended',
-        'dead_letter', 'stages', 'id', 'depends_on', 'on_failure', 'batch']
+        'dead_letter', 'stages', 'id', 'depends_on', 'on_failure', 'batch', 'trace_context']
 $$;
 
 -- kept_options: those that stay with the job until they are used, durations in seconds.
@@ -51,6 +51,9 @@ begin
                 'Use 1 to 200 letters, digits, and _ . / : -', '{"option": "dead_letter"}');
         end if;
         result := result || jsonb_build_object('dead_letter', name);
+    end if;
+    if _options ? 'trace_context' then
+        result := result || coalesce(trace_option(_options), '{}');
     end if;
     return nullif(result, '{}');
 end

@@ -137,6 +137,13 @@ begin
             perform pg_notify('jobqueue_ready', send.queue);
         end if;
         return;
+    elsif plain and is_only_traced(send.options) and pg_column_size(send.payload) < 100000 and not is_bound_to_tenants() then
+        insert into job (queue, job_type, payload, options, ready_seq)
+        values (send.queue, send.queue, coalesce(send.payload, '{}'), trace_option(send.options), next_ready())
+        returning job.id into id;
+        created := true;
+        perform wake(send.queue, number);
+        return;
     end if;
     select s.id, s.created, s.reason, s.due, q.number into id, created, reason, due, number
     from queue_for_send(send.queue) q
@@ -215,6 +222,17 @@ begin
             stored as (
                 insert into job (id, queue, job_type, payload, ready_seq)
                 select new, q.name, q.name, payload, next_ready() from s)
+            select s.new, true, null::text from s;
+    elsif is_plain(q) and not is_bound_to_tenants() and not exists (select from job_type t where t.name = q.name and t.applies)
+        and are_only_traced(jobs)
+    then
+        return query
+            with s as materialized (
+                select i, new_id() as new, coalesce(e -> 'payload', '{}') as payload, trace_option(e -> 'options') as options
+                from jsonb_array_elements(jobs) with ordinality x (e, i)),
+            stored as (
+                insert into job (id, queue, job_type, payload, options, ready_seq)
+                select new, q.name, q.name, payload, options, next_ready() from s)
             select s.new, true, null::text from s;
     else
         return query select * from send_each(q, jobs);
