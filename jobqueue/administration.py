@@ -20,6 +20,8 @@ from jobqueue.support import Support
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, Connection
 
+    from jobqueue.sender import Sender
+
 CREATE_QUEUE = "select jobqueue.create_queue(%s::text, %s::text::jsonb)"
 UPDATE_QUEUE = "select jobqueue.update_queue(%s::text, %s::text::jsonb)"
 DELETE_QUEUE = "select jobqueue.delete_queue(%s::text)"
@@ -87,11 +89,10 @@ class Administration(Support):
     """The part of `App` that manages queues and events."""
 
     if TYPE_CHECKING:
+        _sender: Sender
 
-        def _lend(
-            self, connection: AsyncConnection[Any] | None
-        ) -> AbstractAsyncContextManager[AsyncConnection[Any]]: ...
-        def _lend_blocking(self, connection: Connection[Any] | None) -> AbstractContextManager[Connection[Any]]: ...
+        def _lend(self, connection: Any) -> AbstractAsyncContextManager[AsyncConnection[Any]]: ...
+        def _lend_blocking(self, connection: Any) -> AbstractContextManager[Connection[Any]]: ...
 
     async def create_queue(self, name: str, **options: Any) -> bool:
         """Make a queue and return whether it is new; one that has the given values already is fine.
@@ -141,7 +142,7 @@ class Administration(Support):
         return bool((await self._rows(UNSUBSCRIBE, (event, queue)))[0][0])
 
     async def publish(
-        self, event: str, payload: Any = None, *, connection: AsyncConnection[Any] | None = None, **options: Any
+        self, event: str, payload: Any = None, *, connection: Any = None, **options: Any
     ) -> list[Published]:
         """Send a job to every queue that subscribed to an event, all or none; return one answer per queue, by name.
 
@@ -149,15 +150,16 @@ class Administration(Support):
         no `id`. An empty list: nobody subscribed. Raises as of `send`.
         """
         parameters = publish_parameters(event, payload, options)
-        return list(map(Published._make, await self._rows(PUBLISH, parameters, connection)))
+        async with self._lend(connection) as lent:
+            return list(map(Published._make, await self._sender.publish(lent, PUBLISH, parameters)))
 
     def publish_sync(
-        self, event: str, payload: Any = None, *, connection: Connection[Any] | None = None, **options: Any
+        self, event: str, payload: Any = None, *, connection: Any = None, **options: Any
     ) -> list[Published]:
         """The blocking form of `publish`."""
         parameters = publish_parameters(event, payload, options)
         with self._lend_blocking(connection) as lent:
-            return list(map(Published._make, client.blocking(client.fetch(lent, PUBLISH, parameters))))
+            return list(map(Published._make, client.blocking(self._sender.publish(lent, PUBLISH, parameters))))
 
     async def explain(self, job_id: UUID | str) -> list[Reason]:
         """Say why a job is not running, or why it ended as it did; the weightiest reason first. Raises JobNotFound."""
@@ -184,9 +186,7 @@ class Administration(Support):
         parameters = (dead_letter, redrive_options(options))
         return list(map(RedrivePreview._make, await self._rows(PREVIEW_REDRIVE, parameters)))
 
-    async def _rows(
-        self, query: str, parameters: tuple[Any, ...], connection: AsyncConnection[Any] | None = None
-    ) -> list[tuple[Any, ...]]:
+    async def _rows(self, query: str, parameters: tuple[Any, ...], connection: Any = None) -> list[tuple[Any, ...]]:
         async with self._lend(connection) as lent:
             return await client.fetch(lent, query, parameters)
 

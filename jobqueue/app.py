@@ -16,6 +16,7 @@ from jobqueue.administration import Administration
 from jobqueue.client import Action, Sent
 from jobqueue.errors import InvalidArgument, QueueNotFound
 from jobqueue.flows import Flows
+from jobqueue.instrumentation import Instrumentation
 from jobqueue.integrations.adapters import adopt, adopt_blocking
 from jobqueue.options import encode_options, merge_options, options_text
 from jobqueue.payloads import encode_payload
@@ -39,7 +40,7 @@ BULK_SIZE = 10_000
 """Jobs per statement of send_many; more of them are sent in one transaction."""
 
 
-class App(Registration, Schedules, Flows, Administration, Statistics):
+class App(Registration, Schedules, Flows, Administration, Statistics, Instrumentation):
     """An application's handlers and its way to the database.
 
     `dsn`: where the jobs live; default: the settings (`JOBQUEUE_DSN`, …), without any the embedded server, which is
@@ -90,7 +91,7 @@ class App(Registration, Schedules, Flows, Administration, Statistics):
         """
         where, text, chosen = self._prepare(name, payload, queue, options)
         async with self._lend(connection) as lent:
-            return await client.send(lent, where, text, chosen)
+            return await self._sender.send(lent, where, text, chosen)
 
     def send_sync(
         self,
@@ -104,7 +105,7 @@ class App(Registration, Schedules, Flows, Administration, Statistics):
         """The blocking form of `send`."""
         where, text, chosen = self._prepare(name, payload, queue, options)
         with self._lend_blocking(connection) as lent:
-            return client.blocking(client.send(lent, where, text, chosen))
+            return client.blocking(self._sender.send(lent, where, text, chosen))
 
     async def send_many(
         self,
@@ -122,7 +123,7 @@ class App(Registration, Schedules, Flows, Administration, Statistics):
         where, parts = self._prepare_many(name, payloads, queue, options)
         async with self._lend(connection) as lent:
             async with lent.transaction() if len(parts) > 1 else contextlib.nullcontext():
-                return [sent for part in parts for sent in await client.send_many(lent, where, part)]
+                return [sent for part in parts for sent in await self._sender.send_many(lent, where, part)]
 
     def send_many_sync(
         self,
@@ -137,7 +138,7 @@ class App(Registration, Schedules, Flows, Administration, Statistics):
         where, parts = self._prepare_many(name, payloads, queue, options)
         with self._lend_blocking(connection) as lent:
             with lent.transaction() if len(parts) > 1 else contextlib.nullcontext():
-                return [sent for part in parts for sent in client.blocking(client.send_many(lent, where, part))]
+                return [sent for part in parts for sent in client.blocking(self._sender.send_many(lent, where, part))]
 
     # -- reading and acting --------------------------------------------------------------------------------------------
 
@@ -167,50 +168,54 @@ class App(Registration, Schedules, Flows, Administration, Statistics):
                 lent, status=status, queue=queue, job_type=job_type, tenant=tenant, subject=subject, limit=limit
             )
 
-    async def cancel(self, job_id: UUID | str, reason: str, *, force: bool = False) -> str:
+    async def cancel(self, job_id: UUID | str, reason: str, *, force: bool = False, connection: Any = None) -> str:
         """Stop a job for good and return its status; a running one is asked, or with `force` stopped at once.
 
-        Like all actions: `reason` goes into the audit. Raises JobNotFound, InvalidTransition with what is allowed,
-        InvalidArgument for a blank reason.
+        Like all actions: `reason` goes into the audit; `connection`: as of `send`. Raises JobNotFound, InvalidTransition
+        with what is allowed, InvalidArgument for a blank reason.
         """
-        return await self.act("cancel", job_id, reason, force=force)
+        return await self.act("cancel", job_id, reason, connection=connection, force=force)
 
-    async def pause(self, job_id: UUID | str, reason: str) -> str:
+    async def pause(self, job_id: UUID | str, reason: str, *, connection: Any = None) -> str:
         """Hold a waiting job, or ask a running, pausable one to stop at its next safe place. Raises as of `cancel`."""
-        return await self.act("pause", job_id, reason)
+        return await self.act("pause", job_id, reason, connection=connection)
 
-    async def resume(self, job_id: UUID | str, reason: str) -> str:
+    async def resume(self, job_id: UUID | str, reason: str, *, connection: Any = None) -> str:
         """Take up a paused or cancelled job again. Raises as of `cancel`."""
-        return await self.act("resume", job_id, reason)
+        return await self.act("resume", job_id, reason, connection=connection)
 
-    async def retry(self, job_id: UUID | str, reason: str, *, from_start: bool = False) -> str:
+    async def retry(self, job_id: UUID | str, reason: str, *, from_start: bool = False, connection: Any = None) -> str:
         """Run a failed job again; `from_start` also drops what its attempts have kept. Raises as of `cancel`."""
-        return await self.act("retry", job_id, reason, from_start=from_start)
+        return await self.act("retry", job_id, reason, connection=connection, from_start=from_start)
 
-    async def skip(self, job_id: UUID | str, reason: str) -> str:
+    async def skip(self, job_id: UUID | str, reason: str, *, connection: Any = None) -> str:
         """Go on without a failed job. Raises as of `cancel`."""
-        return await self.act("skip", job_id, reason)
+        return await self.act("skip", job_id, reason, connection=connection)
 
-    async def run_now(self, job_id: UUID | str, reason: str) -> str:
+    async def run_now(self, job_id: UUID | str, reason: str, *, connection: Any = None) -> str:
         """Do not wait for the job's `run_at`. Raises as of `cancel`."""
-        return await self.act("run_now", job_id, reason)
+        return await self.act("run_now", job_id, reason, connection=connection)
 
-    async def prioritize(self, job_id: UUID | str, priority: int, reason: str) -> str:
+    async def prioritize(self, job_id: UUID | str, priority: int, reason: str, *, connection: Any = None) -> str:
         """Give a waiting job another priority, higher first. Raises as of `cancel`."""
-        return await self.act("prioritize", job_id, reason, priority=priority)
+        return await self.act("prioritize", job_id, reason, connection=connection, priority=priority)
 
-    async def delete(self, job_id: UUID | str, reason: str) -> str:
+    async def delete(self, job_id: UUID | str, reason: str, *, connection: Any = None) -> str:
         """Remove an ended job and return the status that it had. Raises as of `cancel`."""
-        return await self.act("delete", job_id, reason)
+        return await self.act("delete", job_id, reason, connection=connection)
 
-    async def act(self, action: Action, job_id: UUID | str, reason: str, **arguments: Any) -> str:
+    async def act(
+        self, action: Action, job_id: UUID | str, reason: str, *, connection: Any = None, **arguments: Any
+    ) -> str:
         """Do any of the actions above by its name."""
-        async with self._lend(None) as lent:
+        async with self._lend(connection) as lent:
             return await client.act(lent, action, job_id, reason, **arguments)
 
-    def act_sync(self, action: Action, job_id: UUID | str, reason: str, **arguments: Any) -> str:
+    def act_sync(
+        self, action: Action, job_id: UUID | str, reason: str, *, connection: Any = None, **arguments: Any
+    ) -> str:
         """The blocking form of every action: `app.act_sync("cancel", id, "no longer needed")`."""
-        with self._lend_blocking(None) as lent:
+        with self._lend_blocking(connection) as lent:
             return client.blocking(client.act(lent, action, job_id, reason, **arguments))
 
     # -- running -------------------------------------------------------------------------------------------------------
@@ -243,6 +248,7 @@ class App(Registration, Schedules, Flows, Administration, Statistics):
         from jobqueue.worker.worker import Worker
 
         dsn = await asyncio.to_thread(self.resolve_dsn)
+        self._instrument_as_set(self.settings)
         same = ("queues", "concurrency", "drain_timeout", "start_timeout", "listen_dsn", "pooler")
         defaults: dict[str, Any] = {name: getattr(self.settings, name) for name in same}
         defaults |= {"poll": self.settings.poll_interval, "classify": self.classify, "hooks": self.hooks}
@@ -332,6 +338,7 @@ class App(Registration, Schedules, Flows, Administration, Statistics):
         from jobqueue.connections import Connections
 
         dsn, settings = self.resolve_dsn(), self.settings
+        self._instrument_as_set(settings)
         with self._lock:
             if self._connections is None:
                 self._connections = Connections(

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from jobqueue.client import AnyConnection
     from jobqueue.records import JobRecord
+    from jobqueue.sender import Sender
 
 UPDATE_JOBS = "select id from jobqueue.update_jobs(%s::text, %s::text::jsonb, %s::text::jsonb)"
 UPSERT = "select id, created, updated, reason from jobqueue.upsert(%s::text, %s::text::jsonb, %s::text::jsonb)"
@@ -101,14 +102,13 @@ class Finding:
     """The part of `App` that finds jobs page by page and changes those that wait."""
 
     if TYPE_CHECKING:
+        _sender: Sender
 
         def _prepare(
             self, name: str | Callable[..., Any], payload: Any, queue: str | None, options: dict[str, Any]
         ) -> tuple[str, str, str]: ...
-        def _lend(
-            self, connection: AsyncConnection[Any] | None
-        ) -> AbstractAsyncContextManager[AsyncConnection[Any]]: ...
-        def _lend_blocking(self, connection: Connection[Any] | None) -> AbstractContextManager[Connection[Any]]: ...
+        def _lend(self, connection: Any) -> AbstractAsyncContextManager[AsyncConnection[Any]]: ...
+        def _lend_blocking(self, connection: Any) -> AbstractContextManager[Connection[Any]]: ...
 
     async def find_jobs(
         self,
@@ -183,7 +183,7 @@ class Finding:
         """
         parameters = self._prepare(name, payload, queue, options)
         async with self._lend(connection) as lent:
-            return Upserted._make((await client.fetch(lent, UPSERT, parameters))[0])
+            return Upserted._make((await self._sender.upsert(lent, UPSERT, parameters))[0])
 
     def upsert_sync(
         self,
@@ -197,7 +197,7 @@ class Finding:
         """The blocking form of `upsert`."""
         parameters = self._prepare(name, payload, queue, options)
         with self._lend_blocking(connection) as lent:
-            return Upserted._make(client.blocking(client.fetch(lent, UPSERT, parameters))[0])
+            return Upserted._make(client.blocking(self._sender.upsert(lent, UPSERT, parameters))[0])
 
 
 def _condition(name: str, value: Any) -> tuple[str, Any]:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from psycopg import AsyncConnection, Connection
 
+    from jobqueue.sender import Sender
+
 OnFailure = Literal["wait", "fail", "cancel", "run"]
 """What becomes of a child when its parent fails or is cancelled: it waits for a retry or skip, fails, …"""
 
@@ -126,11 +128,11 @@ class Flow:
         self._jobs[chosen_ref] = f'{to_json_text(own)[:-1]},"payload":{text}{more}}}'
         return chosen_ref
 
-    async def send(self, *, connection: AsyncConnection[Any] | None = None) -> dict[str, UUID]:
+    async def send(self, *, connection: Any = None) -> dict[str, UUID]:
         """Send all of it or nothing, and return the ids by ref. As of `app.send_flow`."""
         return await self._app.send_flow(self, connection=connection)
 
-    def send_sync(self, *, connection: Connection[Any] | None = None) -> dict[str, UUID]:
+    def send_sync(self, *, connection: Any = None) -> dict[str, UUID]:
         """The blocking form of `send`."""
         return self._app.send_flow_sync(self, connection=connection)
 
@@ -148,22 +150,19 @@ class Flows:
     """The part of `App` that sends flows and batches."""
 
     if TYPE_CHECKING:
+        _sender: Sender
 
         def _prepare(
             self, name: str | Callable[..., Any], payload: Any, queue: str | None, options: dict[str, Any]
         ) -> tuple[str, str, str]: ...
-        def _lend(
-            self, connection: AsyncConnection[Any] | None
-        ) -> AbstractAsyncContextManager[AsyncConnection[Any]]: ...
-        def _lend_blocking(self, connection: Connection[Any] | None) -> AbstractContextManager[Connection[Any]]: ...
+        def _lend(self, connection: Any) -> AbstractAsyncContextManager[AsyncConnection[Any]]: ...
+        def _lend_blocking(self, connection: Any) -> AbstractContextManager[Connection[Any]]: ...
 
     def flow(self) -> Flow:
         """Return an empty flow: `add` jobs to it, then `send` it."""
         return Flow(self)
 
-    async def send_flow(
-        self, jobs: Flow | Iterable[Mapping[str, Any]], *, connection: AsyncConnection[Any] | None = None
-    ) -> dict[str, UUID]:
+    async def send_flow(self, jobs: Flow | Iterable[Mapping[str, Any]], *, connection: Any = None) -> dict[str, UUID]:
         """Send jobs that depend on each other, all or none, across queues; return their ids by ref.
 
         `jobs`: a `Flow`, or mappings with the arguments of `Flow.add`, at most 100,000: `{"name": "report",
@@ -173,14 +172,12 @@ class Flows:
         another job stands in the place of one; JobNotFound for an unknown parent; otherwise as of `send`.
         """
         async with self._lend(connection) as lent:
-            return _ids(await client.fetch(lent, SEND_FLOW, (self._flow_of(jobs).text,)))
+            return _ids(await self._sender.send_flow(lent, SEND_FLOW, (self._flow_of(jobs).text,)))
 
-    def send_flow_sync(
-        self, jobs: Flow | Iterable[Mapping[str, Any]], *, connection: Connection[Any] | None = None
-    ) -> dict[str, UUID]:
+    def send_flow_sync(self, jobs: Flow | Iterable[Mapping[str, Any]], *, connection: Any = None) -> dict[str, UUID]:
         """The blocking form of `send_flow`."""
         with self._lend_blocking(connection) as lent:
-            return _ids(client.blocking(client.fetch(lent, SEND_FLOW, (self._flow_of(jobs).text,))))
+            return _ids(client.blocking(self._sender.send_flow(lent, SEND_FLOW, (self._flow_of(jobs).text,))))
 
     async def flow_status(self, flow_or_job: UUID | str) -> FlowStatus:
         """Say how far a flow is, by its id or that of any of its jobs. Raises NotFound."""
@@ -199,14 +196,15 @@ class Flows:
         callback_options: Mapping[str, Any] | None = None,
         metadata: Mapping[str, Any] | None = None,
         tenant: str | None = None,
-        connection: AsyncConnection[Any] | None = None,
+        connection: Any = None,
     ) -> UUID:
         """Make a batch and return its id; send jobs into it with `batch=id`, then `close_batch`.
 
         `callback`: a handler's name or function, sent once, with `payload`; its metadata has batch_id and batch_name.
         `callback_on`: "ended" (default: the batch is closed and all its jobs have ended), "first_failure" (a job of it
         ends as failed) or "either" (what comes first). `callback_queue`, `callback_options`: as of `send`. `name`,
-        `metadata`: kept with the batch. `tenant`: of its jobs (default "default"). Raises as of `send`.
+        `metadata`: kept with the batch. `tenant`: of its jobs (default "default"). `connection`: as of `send`, whose
+        errors it raises.
         """
         text = self._batch_text(
             name, callback, payload, callback_on, callback_queue, callback_options, metadata, tenant
@@ -214,7 +212,7 @@ class Flows:
         async with self._lend(connection) as lent:
             return UUID(str((await client.fetch(lent, CREATE_BATCH, (text,)))[0][0]))
 
-    async def close_batch(self, batch: UUID | str, *, connection: AsyncConnection[Any] | None = None) -> bool:
+    async def close_batch(self, batch: UUID | str, *, connection: Any = None) -> bool:
         """Say that no more jobs come: the batch ends with those that it has. Returns whether it was open.
 
         Waits for open transactions that have sent into it. Raises NotFound.
@@ -223,23 +221,21 @@ class Flows:
             return bool((await client.fetch(lent, CLOSE_BATCH, (client.as_job_id(batch),)))[0][0])
 
     @asynccontextmanager
-    async def batch(self, name: str | None = None, **options: Any) -> AsyncIterator[UUID]:
+    async def batch(self, name: str | None = None, *, connection: Any = None, **options: Any) -> AsyncIterator[UUID]:
         """Make a batch, and close it at the end of the block: `async with app.batch(callback="report") as batch:`.
 
-        `options`: of `create_batch`. After an exception in the block it stays open, and sends no callback.
+        `connection`, `options`: of `create_batch`. After an exception in the block it stays open, and sends no callback.
         """
-        made = await self.create_batch(name, **options)
+        made = await self.create_batch(name, connection=connection, **options)
         yield made
-        await self.close_batch(made)
+        await self.close_batch(made, connection=connection)
 
     async def batch_status(self, batch: UUID | str) -> BatchStatus:
         """Say how far a batch is. Raises NotFound."""
         async with self._lend(None) as lent:
             return BatchStatus._make((await client.fetch(lent, BATCH_STATUS, (client.as_job_id(batch),)))[0])
 
-    def create_batch_sync(
-        self, name: str | None = None, *, connection: Connection[Any] | None = None, **options: Any
-    ) -> UUID:
+    def create_batch_sync(self, name: str | None = None, *, connection: Any = None, **options: Any) -> UUID:
         """The blocking form of `create_batch`."""
         given: dict[str, Any] = dict.fromkeys(
             ("callback", "payload", "callback_queue", "callback_options", "metadata", "tenant")
@@ -248,7 +244,7 @@ class Flows:
         with self._lend_blocking(connection) as lent:
             return UUID(str(client.blocking(client.fetch(lent, CREATE_BATCH, (text,)))[0][0]))
 
-    def close_batch_sync(self, batch: UUID | str, *, connection: Connection[Any] | None = None) -> bool:
+    def close_batch_sync(self, batch: UUID | str, *, connection: Any = None) -> bool:
         """The blocking form of `close_batch`."""
         with self._lend_blocking(connection) as lent:
             return bool(client.blocking(client.fetch(lent, CLOSE_BATCH, (client.as_job_id(batch),)))[0][0])

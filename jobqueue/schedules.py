@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SCHEDULE = """
     select jobqueue.schedule(%s::text, %s::text, %s::text, %s::text::jsonb, %s::text::jsonb || %s::text::jsonb)
 """
-PREVIEW = "select tick from jobqueue.preview_schedule(%s::text, %s::text, %s::int, coalesce(%s::timestamptz, now()))"
+PREVIEW = "select tick from jobqueue.preview_schedule(%s::text, %s::text, %s::int, %s::timestamptz)"
 
 
 class Schedules:
@@ -34,10 +34,8 @@ class Schedules:
         def _prepare(
             self, name: str | Callable[..., Any], payload: Any, queue: str | None, options: dict[str, Any]
         ) -> tuple[str, str, str]: ...
-        def _lend(
-            self, connection: AsyncConnection[Any] | None
-        ) -> AbstractAsyncContextManager[AsyncConnection[Any]]: ...
-        def _lend_blocking(self, connection: Connection[Any] | None) -> AbstractContextManager[Connection[Any]]: ...
+        def _lend(self, connection: Any) -> AbstractAsyncContextManager[AsyncConnection[Any]]: ...
+        def _lend_blocking(self, connection: Any) -> AbstractContextManager[Connection[Any]]: ...
 
     async def schedule(
         self,
@@ -49,7 +47,7 @@ class Schedules:
         queue: str | None = None,
         time_zone: str | None = None,
         missed: str | None = None,
-        connection: AsyncConnection[Any] | None = None,
+        connection: Any = None,
         **options: Any,
     ) -> datetime | None:
         """Send a job at every tick of `expression`, and return the next tick; a schedule of this name is replaced.
@@ -78,7 +76,7 @@ class Schedules:
         queue: str | None = None,
         time_zone: str | None = None,
         missed: str | None = None,
-        connection: Connection[Any] | None = None,
+        connection: Any = None,
         **options: Any,
     ) -> datetime | None:
         """The blocking form of `schedule`."""
@@ -87,12 +85,12 @@ class Schedules:
             next_tick: datetime | None = client.blocking(_only(lent, SCHEDULE, parameters))
         return next_tick
 
-    async def unschedule(self, name: str, *, connection: AsyncConnection[Any] | None = None) -> bool:
+    async def unschedule(self, name: str, *, connection: Any = None) -> bool:
         """Remove a schedule and return whether there was one; the jobs that it has sent stay."""
         async with self._lend(connection) as lent:
             return bool(await _only(lent, "select jobqueue.unschedule(%s::text)", (name,)))
 
-    def unschedule_sync(self, name: str, *, connection: Connection[Any] | None = None) -> bool:
+    def unschedule_sync(self, name: str, *, connection: Any = None) -> bool:
         """The blocking form of `unschedule`."""
         with self._lend_blocking(connection) as lent:
             return bool(client.blocking(_only(lent, "select jobqueue.unschedule(%s::text)", (name,))))

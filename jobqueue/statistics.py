@@ -56,10 +56,13 @@ class QueueStats:
     oldest_ready_seconds: float | None
 
 
-QUEUE_STATS = (
-    f"select {', '.join(field.name for field in fields(QueueStats))} "  # noqa: S608 - names of the class above
-    "from jobqueue.queue_stats(%s::text, %s::timestamptz, %s::timestamptz, %s::interval)"
-)
+QUEUE_STATS = f"""
+    select {", ".join(field.name for field in fields(QueueStats))}
+    from jobqueue.queue_stats(
+        %s::text,
+        coalesce(%s::timestamptz, coalesce(%s::timestamptz, jobqueue.now_minus('0 s')) - %s::interval),
+        %s::timestamptz, %s::interval)
+"""  # noqa: S608 - names of the class above
 
 
 class Statistics:
@@ -67,10 +70,8 @@ class Statistics:
 
     if TYPE_CHECKING:
 
-        def _lend(
-            self, connection: AsyncConnection[Any] | None
-        ) -> AbstractAsyncContextManager[AsyncConnection[Any]]: ...
-        def _lend_blocking(self, connection: Connection[Any] | None) -> AbstractContextManager[Connection[Any]]: ...
+        def _lend(self, connection: Any) -> AbstractAsyncContextManager[AsyncConnection[Any]]: ...
+        def _lend_blocking(self, connection: Any) -> AbstractContextManager[Connection[Any]]: ...
 
     async def queue_stats(
         self,
@@ -108,12 +109,12 @@ def stats_parameters(
     queue: str | None, since: datetime | timedelta | None, until: datetime | None, bucket: timedelta | None
 ) -> tuple[Any, ...]:
     """Return what SQL `queue_stats` takes. Raises InvalidArgument for a time without an offset."""
-    if isinstance(since, timedelta):
-        since = (until or datetime.now().astimezone()) - since
+    back = since if isinstance(since, timedelta) else None
+    since = None if isinstance(since, timedelta) else since
     for name, value in (("since", since), ("until", until)):
         if value is not None and value.utcoffset() is None:
             raise InvalidArgument(
                 f"{name} has no time zone: {value.isoformat()}",
                 hint="Give an aware datetime, for example datetime.now(timezone.utc).",
             )
-    return queue, since, until, bucket
+    return queue, since, until, back, until, bucket

@@ -39,15 +39,17 @@ def template(server: EmbeddedServer) -> str:
 
 
 @pytest.fixture(scope="session")
-def databases(server: EmbeddedServer, template: str) -> Databases:
+def databases(server: EmbeddedServer, template: str) -> Iterator[Databases]:
     """The copies of the template that no test uses at the moment."""
-    return Databases(server.dsn, template)
+    copies = Databases(server.dsn, template)
+    yield copies
+    copies.close_sessions()
 
 
 @pytest.fixture
-def dsn(databases: Databases) -> Iterator[str]:
-    """The conninfo of a database with the schema that is as if it were new."""
-    with databases.lend() as conninfo:
+def dsn(databases: Databases, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The conninfo of a database with the schema that is as if it were new. Nobody is connected to it but `connection`."""
+    with databases.lend(with_session="connection" in request.fixturenames) as conninfo:
         yield conninfo
 
 
@@ -59,9 +61,9 @@ def empty_dsn(server: EmbeddedServer) -> Iterator[str]:
 
 
 @pytest.fixture
-def connection(dsn: str) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
-    """An autocommit connection to the test's database; rows are tuples."""
-    with psycopg.connect(dsn, autocommit=True) as opened:
+def connection(dsn: str, databases: Databases) -> Iterator[psycopg.Connection[tuple[Any, ...]]]:
+    """An autocommit connection to the test's database, as if it were new; rows are tuples."""
+    with databases.session(dsn) as opened:
         yield opened
 
 

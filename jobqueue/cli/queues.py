@@ -15,7 +15,7 @@ from jobqueue.cli.send import parse_options
 COLUMNS = ("name", "policy", "max_retries", "timeout", "dead_letter", "warn_backlog", "paused_at", "pause_reason")
 
 STATS: LiteralString = """
-    select * from jobqueue.queue_stats(%s::text, now() - make_interval(secs => %s), null, make_interval(secs => %s))
+    select * from jobqueue.queue_stats(%s::text, jobqueue.now_minus(make_interval(secs => %s)), null, make_interval(secs => %s))
 """
 STATS_COLUMNS = (
     "begins_at", "sent", "completed", "failed", "retried", "throughput", "wait_p50", "wait_p95", "run_p50", "run_p95",

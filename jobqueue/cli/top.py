@@ -27,11 +27,11 @@ QUEUES: LiteralString = """
     join jobqueue.queues q on q.name = g.queue
     left join lateral (
         select sum(x.completed) / 300.0::float8 as throughput, max(x.wait_p95) as wait_p95, max(x.run_p50) as run_p50
-        from jobqueue.queue_stats(g.queue, now() - interval '5 min', null, '5 min') x) s on true
+        from jobqueue.queue_stats(g.queue, jobqueue.now_minus('5 min'), null, '5 min') x) s on true
     order by g.ready + g.processing desc, g.queue
 """
 WORKERS: LiteralString = """
-    select name, hostname, pid, state, running, concurrency, extract(epoch from now() - heartbeat_at)::float8 as beat_age
+    select name, hostname, pid, state, running, concurrency, -jobqueue.seconds_until(heartbeat_at) as beat_age
     from jobqueue.workers where state <> 'stopped' order by running desc, started_at
 """
 ATTENTION: LiteralString = "select name, status, detail, what_to_do from jobqueue.health() where status <> 'ok'"

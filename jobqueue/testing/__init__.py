@@ -2,7 +2,7 @@
 
 ```
 fixtures (plugin.py)   jobqueue_app ─► jobqueue_dsn ─► jobqueue_template ─► jobqueue_server
-what to do             drain (run all that is ready) · inline (run at once) · travel (let time pass)
+what to do             drain (run all that is ready) · inline (run at once) · frozen (stop the clock) · travel (let time pass)
 what to look at        assert_sent · assert_not_sent · sent_jobs
 ```
 Nothing here pretends to be a database. docs/guide/testing.md begins with an example.
@@ -20,13 +20,18 @@ if TYPE_CHECKING:
     from jobqueue.testing.draining import Drained as Drained
     from jobqueue.testing.draining import drain as drain
     from jobqueue.testing.draining import drain_sync as drain_sync
-    from jobqueue.testing.inline import inline as inline
+    from jobqueue.testing.freezing import Clock as Clock
+    from jobqueue.testing.freezing import frozen as frozen
+    from jobqueue.testing.freezing import unfreeze as unfreeze
+    from jobqueue.testing.inlining import inline as inline
     from jobqueue.testing.sent import assert_not_sent as assert_not_sent
     from jobqueue.testing.sent import assert_sent as assert_sent
     from jobqueue.testing.sent import sent_jobs as sent_jobs
     from jobqueue.testing.servers import temporary_server as temporary_server
 
+# No module may have the name of what it holds: once imported, it would stand in its place here.
 _HOME = {
+    "Clock": "freezing",
     "Databases": "databases",
     "Drained": "draining",
     "assert_not_sent": "sent",
@@ -34,10 +39,12 @@ _HOME = {
     "bound": "binding",
     "drain": "draining",
     "drain_sync": "draining",
-    "inline": "inline",
+    "frozen": "freezing",
+    "inline": "inlining",
     "sent_jobs": "sent",
     "temporary_server": "servers",
     "travel": "clock",
+    "unfreeze": "freezing",
 }
 
 __all__ = sorted(_HOME)

@@ -3,6 +3,9 @@
 A copy costs 150 to 500 ms and dropping it 120 ms more, which is most of what a test of the engine would take; emptying the
 tables that were written costs a tenth of that. What cannot be undone by emptying tables is noticed and ends the
 database's use: any change of a catalog (tables, functions, triggers, comments, settings, …) and statistics of the planner.
+
+The session that empties a database can be lent with it and is used again, too. What it has cached of catalogs and
+functions halves what a short test costs the server: 13 ms instead of 21 to empty, and 8 ms less for the first send.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import Any
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import make_conninfo
+from psycopg.pq import TransactionStatus
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 
@@ -46,6 +50,21 @@ CATALOG_STATE = " union all ".join(
        if name == "pg_db_role_setting" else "")
     for name in CATALOGS
 )  # fmt: skip
+# Of `discard all` all but `discard plans`: what a plan depends on invalidates it.
+RESET_SESSION = """
+    close all;
+    set session authorization default;
+    reset all;
+    deallocate all;
+    unlisten *;
+    select pg_advisory_unlock_all();
+    discard sequences;
+    discard temp
+"""
+# A setting of this kind has no value in a new session, and cannot get back there.
+SETTINGS_UNTOUCHED = """
+    select current_setting('jobqueue.tenants', true) is null and current_setting('jobqueue.actor', true) is null
+"""
 NEXT_TRANSACTION = "select pg_snapshot_xmax(pg_current_snapshot())::text"
 STATISTICS = """
     select count(*) from pg_statistic s join pg_class c on c.oid = s.starelid
@@ -57,6 +76,10 @@ TABLES = """
 """
 SEQUENCES = """
     select c.relname from pg_class c where c.relnamespace = 'jobqueue'::regnamespace and c.relkind = 'S' order by c.relname
+"""
+SET_SEQUENCES = """
+    select setval(format('jobqueue.%%I', name)::regclass, last, called)
+    from unnest(%s::text[], %s::bigint[], %s::boolean[]) as state (name, last, called)
 """
 COLUMNS = (
     "select attname from pg_attribute where attrelid = %s and attnum > 0 and not attisdropped and attgenerated = ''"
@@ -76,6 +99,22 @@ class Database:
     content: dict[str, str]
     """Rows of the tables that are not empty when new, as a JSON array."""
     sequences: dict[str, tuple[int, bool]]
+    session: Connection | None = None
+    """What empties it, if that is open."""
+
+    def open_session(self) -> Connection:
+        """The open session, as if it were new; another one if that cannot be."""
+        if self.session is not None and not _reset(self.session):
+            self.close_session()
+        if self.session is None:
+            self.session = _open(self.conninfo)
+        return self.session
+
+    def close_session(self) -> None:
+        """Close the session, so that nobody but the test is connected."""
+        if self.session is not None:
+            self.session.close()
+            self.session = None
 
 
 @dataclass(slots=True)
@@ -93,34 +132,65 @@ class Databases:
     template: str
     reuse: bool = True
     _used: list[Database] = field(default_factory=list)
+    _lent: dict[str, Database] = field(default_factory=dict)
 
     @contextmanager
-    def lend(self) -> Iterator[str]:
-        """A database as new; yields its conninfo."""
+    def lend(self, *, with_session: bool = False) -> Iterator[str]:
+        """A database as new; yields its conninfo.
+
+        `with_session`: stay connected to it, for `session`; by default nobody is.
+        """
         database = self._emptied() or self._new()
+        if with_session:
+            database.open_session()
+        else:
+            database.close_session()
+        self._lent[database.conninfo] = database
         try:
             yield database.conninfo
         finally:
+            del self._lent[database.conninfo]
             if self.reuse:
                 self._used.append(database)
             else:
-                drop_database(self.server_dsn, database.name)
+                self._drop(database)
+
+    @contextmanager
+    def session(self, conninfo: str) -> Iterator[Connection]:
+        """An autocommit connection to a database: the open session of one that was lent with it, which may be closed and
+        broken like any other; else a new one."""
+        lent = self._lent.get(conninfo)
+        if lent is None or lent.session is None:
+            with _open(conninfo) as connection:
+                yield connection
+        else:
+            yield lent.session
 
     def drop_all(self) -> None:
         """Drop the databases that nobody uses: at the end of a session on a server that stays."""
         while self._used:
-            drop_database(self.server_dsn, self._used.pop().name)
+            self._drop(self._used.pop())
+
+    def close_sessions(self) -> None:
+        """Close what is open to the databases that nobody uses: at the end of a session on a server that ends."""
+        for database in self._used:
+            database.close_session()
 
     def _emptied(self) -> Database | None:
         while self._used:
             database = self._used.pop(0)
-            with suppress(psycopg.OperationalError), _open(database.conninfo) as connection:
+            with suppress(psycopg.OperationalError):
+                connection = database.open_session()
                 _end_others(connection)
                 if _schema_untouched(connection, database):
                     _empty(connection, database)
                     return database
-            drop_database(self.server_dsn, database.name)
+            self._drop(database)
         return None
+
+    def _drop(self, database: Database) -> None:
+        database.close_session()
+        drop_database(self.server_dsn, database.name)
 
     def _new(self) -> Database:
         name = create_database(self.server_dsn, self.template)
@@ -152,6 +222,22 @@ def drop_database(server_dsn: str, name: str) -> None:
 
 def _open(conninfo: str) -> Connection:
     return psycopg.connect(conninfo, autocommit=True)
+
+
+def _reset(session: Connection) -> bool:
+    """Make a session as new on both sides; false if it cannot be."""
+    if session.closed or session.pgconn.transaction_status != TransactionStatus.IDLE:
+        return False
+    # On our side: what was set and registered, statements that were prepared, notifications that nobody took.
+    psycopg.Connection.__init__(session, session.pgconn)
+    try:
+        session.autocommit = True
+        session.execute(RESET_SESSION.encode())
+        while session.pgconn.notifies() is not None:
+            pass
+        return _rows(session, SETTINGS_UNTOUCHED) == [(True,)]
+    except psycopg.OperationalError:
+        return False
 
 
 def _rows(connection: Connection, query: str, *parameters: Any) -> list[tuple[Any, ...]]:
@@ -192,10 +278,8 @@ def _empty(connection: Connection, database: Database) -> None:
         for table, oid in written:
             if table in database.content:
                 _refill(connection, table, oid, database.content[table])
-        for name, (last, called) in database.sequences.items():
-            connection.execute(
-                "select setval(format('jobqueue.%%I', %s::text)::regclass, %s, %s)", [name, last, called]
-            )
+        states = [(name, last, called) for name, (last, called) in database.sequences.items()]
+        connection.execute(SET_SEQUENCES.encode(), [list(column) for column in zip(*states, strict=True)])
     connection.execute("select pg_stat_reset()")
     database.since = _next_transaction(connection)
 

@@ -19,7 +19,7 @@ PROMOTE = "select promoted from jobqueue.promote(1000)"
 MAINTAIN = (
     "select count(*) from jobqueue.maintain(null, array['rescue', 'expire', 'batches', 'admission', 'schedules'])"
 )
-DUE_IN = "select extract(epoch from jobqueue.next_due() - now())::float8"
+DUE_IN = "select jobqueue.seconds_until(jobqueue.next_due())"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -48,7 +48,8 @@ async def drain(
     """Run all jobs that are ready, and those that they send, until nothing is; then return what happened.
 
     `queues`: default all. `delayed`: also what waits for its time (delays, retries, snoozes), after a `travel` to that
-    time. `concurrency`: handlers at a time (10; 1 runs them in order). `timeout`: seconds for all of it (60). First the
+    time; a clock that is `frozen` moves there.
+    `concurrency`: handlers at a time (10; 1 runs them in order). `timeout`: seconds for all of it (60). First the
     maintenance is done that a worker would do now and then: rescue of lost jobs, expiry, ticks of schedules.
 
     A handler that raises fails its job and nothing else: see `Drained.failures`. Raises TimedOut with what still runs.
@@ -67,7 +68,7 @@ async def drain(
         due_in = await _scalar(app, DUE_IN) if delayed else None
         if due_in is None:
             return Drained(completed, tuple(failures))
-        await asyncio.to_thread(travel, app, max(due_in, 0.0) + 0.001)
+        await asyncio.to_thread(travel, app, max(due_in, 0.000_001))
     raise TimedOut(f"after {MOST_ROUNDS} rounds jobs are still put off", hint="A handler that snoozes for ever?")
 
 

@@ -5,6 +5,7 @@
 | `jobqueue_app` | test | the application of the option `jobqueue_app`, on a database of this test |
 | `jobqueue_inline` | test | the same; what is sent runs at once |
 | `jobqueue_dsn` | test | the conninfo of a database with the schema, as if it were new |
+| `jobqueue_clock` | test | the clock of that database, which stands still and is moved by the test |
 | `jobqueue_prepare` | session | override it to return a function of a conninfo that makes your own tables |
 | `jobqueue_template`, `jobqueue_databases`, `jobqueue_server` | session | what these come from |
 
@@ -22,6 +23,7 @@ import pytest
 if TYPE_CHECKING:
     from jobqueue.app import App
     from jobqueue.testing.databases import Databases
+    from jobqueue.testing.freezing import Clock
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -75,11 +77,36 @@ def jobqueue_databases(
     databases.drop_all()
 
 
+@pytest.fixture(scope="session")
+def jobqueue_clock_databases(
+    jobqueue_server: str, jobqueue_template: str, jobqueue_prepare: Callable[[str], object] | None
+) -> Iterator[Databases]:
+    """Others, in which the rules of jobqueue can read a clock of the test: to change them takes 0.3 s, this does it once."""
+    from jobqueue.testing.databases import Databases
+    from jobqueue.testing.servers import clock_template
+
+    with clock_template(jobqueue_server, jobqueue_template) as name:
+        databases = Databases(jobqueue_server, name, reuse=jobqueue_prepare is None)
+        yield databases
+        databases.drop_all()
+
+
 @pytest.fixture
-def jobqueue_dsn(jobqueue_databases: Databases) -> Iterator[str]:
+def jobqueue_dsn(request: pytest.FixtureRequest) -> Iterator[str]:
     """The conninfo of a database with the schema that is as if it were new; all transactions in it are real."""
-    with jobqueue_databases.lend() as conninfo:
+    has_clock = "jobqueue_clock" in request.fixturenames
+    databases: Databases = request.getfixturevalue("jobqueue_clock_databases" if has_clock else "jobqueue_databases")
+    with databases.lend() as conninfo:
         yield conninfo
+
+
+@pytest.fixture
+def jobqueue_clock(jobqueue_dsn: str) -> Iterator[Clock]:
+    """The clock of the test's database; it stands still at the real time until the test moves it. See `frozen`."""
+    from jobqueue.testing.freezing import frozen
+
+    with frozen(jobqueue_dsn) as clock:
+        yield clock
 
 
 @pytest.fixture
@@ -96,7 +123,7 @@ def jobqueue_app(request: pytest.FixtureRequest, pytestconfig: pytest.Config) ->
 @pytest.fixture
 def jobqueue_inline(jobqueue_app: App) -> Iterator[App]:
     """The application under test, in inline mode; see `jobqueue.testing.inline`."""
-    from jobqueue.testing.inline import inline
+    from jobqueue.testing.inlining import inline
 
     with inline(jobqueue_app) as app:
         yield app

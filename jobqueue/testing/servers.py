@@ -14,7 +14,7 @@ from psycopg.conninfo import make_conninfo
 
 from jobqueue.database.embedded import EmbeddedServer
 from jobqueue.database.ephemeral import make_ephemeral_home, sweep_ephemeral_homes
-from jobqueue.testing.databases import drop_database
+from jobqueue.testing.databases import create_database, drop_database
 
 Prepare = Callable[[str], object]
 
@@ -58,6 +58,21 @@ def template_database(server_dsn: str, prepare: Prepare | None = None) -> Iterat
         migrate_up(conninfo)
         if prepare is not None:
             prepare(conninfo)
+        _execute(server_dsn, sql.SQL("alter database {} allow_connections false").format(sql.Identifier(name)))
+        yield name
+    finally:
+        drop_database(server_dsn, name)
+
+
+@contextmanager
+def clock_template(server_dsn: str, template: str) -> Iterator[str]:
+    """Make a copy of a template whose functions read a clock of the test; yields its name and drops it at the end."""
+    from jobqueue.testing.rewriting import install
+
+    name = create_database(server_dsn, template)
+    try:
+        with psycopg.connect(make_conninfo(server_dsn, dbname=name), autocommit=True) as connection:
+            install(connection)
         _execute(server_dsn, sql.SQL("alter database {} allow_connections false").format(sql.Identifier(name)))
         yield name
     finally:

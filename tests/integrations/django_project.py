@@ -13,17 +13,19 @@ from django.db import connections
 from psycopg.conninfo import conninfo_to_dict
 
 
-def set_up() -> None:
-    """Configure Django once per process."""
+def set_up(*, procrastinate: bool = True) -> None:
+    """Configure Django once per process, with or without procrastinate's Django app."""
     if settings.configured:
         return
+    theirs = ["django.contrib.contenttypes", "procrastinate.contrib.django"] if procrastinate else []
     settings.configure(
         SECRET_KEY="only for tests",
         USE_TZ=True,
-        INSTALLED_APPS=["jobqueue.integrations.django"],
+        INSTALLED_APPS=["jobqueue.integrations.django", *theirs],
+        PROCRASTINATE_ON_APP_READY="jobqueue.procrastinate.django.use_jobqueue",
         DATABASES={
             "default": options_of(os.environ.get("DJANGO_TEST_DSN", "dbname=none")),
-            "other": {"ENGINE": "django.db.backends.sqlite3"},
+            "other": {"ENGINE": "django.db.backends.sqlite3", "NAME": ":memory:"},
         },
         TASKS={
             "default": {

@@ -18,6 +18,7 @@ from tests.support.application import Connection, rows, work
 
 set_up()
 
+from asgiref.sync import sync_to_async  # noqa: E402
 from django.core.management import call_command  # noqa: E402
 from django.db import connections, transaction  # noqa: E402
 from django.utils import timezone  # noqa: E402
@@ -132,6 +133,8 @@ def test_signals_are_sent_once_per_task() -> None:
 async def test_tasks_are_enqueued_and_read_from_coroutines() -> None:
     result = await tasks.add.aenqueue(2, 2)
     assert (await tasks.add.aget_result(result.id)).status == TaskResultStatus.READY
+    # The thread in which Django does this has a connection of its own, which would outlive the test's database.
+    await sync_to_async(connections.close_all)()
 
 
 def test_unknown_results_do_not_exist_and_wrong_settings_are_named() -> None:
@@ -153,7 +156,7 @@ def test_unknown_results_do_not_exist_and_wrong_settings_are_named() -> None:
 def test_manage_py_runs_the_tasks(dsn: str, connection: Connection) -> None:
     result = tasks.add.enqueue(20, 22)
     code = (
-        "from tests.integrations.django_project import set_up; set_up();"
+        "from tests.integrations.django_project import set_up; set_up(procrastinate=False);"
         "from django.core.management import execute_from_command_line as run;"
         "run(['manage.py', 'jobqueue_worker', '--until-idle', '--queues', 'default', '--concurrency', '2'])"
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -75,6 +77,97 @@ def test_sends_in_blocking_transactions_are_committed_or_rolled_back(dsn: str, c
                 assert state(connection) == (number - 1, 2 * (number - 1)), kind
             assert state(connection) == (number, 2 * number), kind
             assert rows(connection, "select payload from jobqueue.job where id = %s", sent.id) == [({"kind": kind},)]
+
+
+async def everything_else(app: App, theirs: Any, lost: UUID) -> None:
+    """Whatever changes something besides `send`, in a transaction of the application."""
+    flow = app.flow()
+    flow.add("report", queue="q", depends_on=[flow.add("scan", {"path": "."}, queue="q")])
+    assert len(await flow.send(connection=theirs)) == 2
+    async with app.batch("nightly", connection=theirs, callback="report", callback_queue="q") as batch:
+        await app.send("index", queue="q", batch=batch, connection=theirs)
+    assert await app.schedule("daily", "index", "0 3 * * *", queue="q", connection=theirs) is not None
+    assert await app.unschedule("hourly", connection=theirs)
+    assert [one.queue for one in await app.publish("paid", {"n": 1}, connection=theirs)] == ["q"]
+    assert (await app.upsert("index", {}, queue="q", singleton_key="k", connection=theirs)).created
+    assert await app.retry(lost, "the disk is back", connection=theirs) == "pending"
+    assert await app.prioritize(lost, 7, "urgent", connection=theirs) == "pending"
+    assert len(await app.update_jobs("q", lost, payload={"n": 2}, connection=theirs)) == 1
+    assert await app.cancel(lost, "no longer needed", connection=theirs) == "cancelled"
+    assert (await app.bulk("resume", "yes, it is", ids=[lost], connection=theirs)).done == 1
+
+
+def everything_else_blocking(app: App, theirs: Any, lost: UUID) -> None:
+    """The same, as far as there are blocking forms."""
+    flow = app.flow()
+    flow.add("report", queue="q", depends_on=[flow.add("scan", {"path": "."}, queue="q")])
+    assert len(flow.send_sync(connection=theirs)) == 2
+    batch = app.create_batch_sync("nightly", callback="report", callback_queue="q", connection=theirs)
+    app.send_sync("index", queue="q", batch=batch, connection=theirs)
+    assert app.close_batch_sync(batch, connection=theirs)
+    assert app.schedule_sync("daily", "index", "0 3 * * *", queue="q", connection=theirs) is not None
+    assert app.unschedule_sync("hourly", connection=theirs)
+    assert [one.queue for one in app.publish_sync("paid", {"n": 1}, connection=theirs)] == ["q"]
+    assert app.upsert_sync("index", {}, queue="q", singleton_key="k", connection=theirs).created
+    assert app.act_sync("retry", lost, "the disk is back", connection=theirs) == "pending"
+    assert app.act_sync("prioritize", lost, "urgent", priority=7, connection=theirs) == "pending"
+    assert len(app.update_jobs_sync("q", lost, payload={"n": 2}, connection=theirs)) == 1
+    assert app.act_sync("cancel", lost, "no longer needed", connection=theirs) == "cancelled"
+    assert app.act_sync("resume", lost, "yes, it is", connection=theirs) == "pending"
+
+
+EVERYTHING = """
+    select (select jsonb_agg(to_jsonb(j) - 'updated_at') from jobqueue.job j), (select count(*) from jobqueue.audit),
+        (select jsonb_agg(name order by name) from jobqueue.schedules), (select count(*) from jobqueue.batch)
+"""
+
+
+async def prepare_a_failed_job(dsn: str) -> UUID:
+    """A job that has failed, a schedule, and a queue that wants to know of an event."""
+    async with App(dsn) as app:
+        await app.create_queue("q")
+        await app.subscribe("paid", "q")
+        await app.schedule("hourly", "index", "@hourly", queue="q")
+        failed = await app.send("index", queue="q", max_retries=0)
+        async with app._lend(None) as lent:
+            cursor = await lent.execute("select claim_token from jobqueue.claim('{q}', gen_random_uuid(), 1)")
+            ((token,),) = await cursor.fetchall()
+            await lent.execute("select jobqueue.fail(%s, %s, '{}')", [failed.id, token])
+        assert failed.id is not None
+        return failed.id
+
+
+async def test_flows_batches_schedules_events_and_actions_join_any_transaction(
+    dsn: str, connection: Connection
+) -> None:
+    app, lost = App(), await prepare_a_failed_job(dsn)
+    before = rows(connection, EVERYTHING)
+    for kind, open_connection in ASYNC.items():
+        async with open_connection(dsn) as theirs:
+            with contextlib.suppress(Rollback):
+                async with transaction(theirs):
+                    await everything_else(app, theirs, lost)
+                    raise Rollback
+        assert rows(connection, EVERYTHING) == before, kind
+    async with ASYNC["asyncpg"](dsn) as theirs, transaction(theirs):
+        await everything_else(app, theirs, lost)
+    assert rows(connection, "select status, priority from jobqueue.job where id = %s", lost) == [("pending", 7)]
+    assert rows(connection, "select name from jobqueue.schedules") == [("daily",)]
+    assert rows(connection, "select count(*) from jobqueue.job") == [(6,)]
+
+
+def test_the_blocking_forms_of_all_that_join_any_transaction_too(dsn: str, connection: Connection) -> None:
+    app, lost = App(), asyncio.run(prepare_a_failed_job(dsn))
+    before = rows(connection, EVERYTHING)
+    for kind, open_connection in BLOCKING.items():
+        with open_connection(dsn) as theirs:
+            with contextlib.suppress(Rollback), transaction_blocking(theirs):
+                everything_else_blocking(app, theirs, lost)
+                raise Rollback
+        assert rows(connection, EVERYTHING) == before, kind
+    with BLOCKING["SQLAlchemy Session"](dsn) as theirs, transaction_blocking(theirs):
+        everything_else_blocking(app, theirs, lost)
+    assert rows(connection, "select status, priority from jobqueue.job where id = %s", lost) == [("pending", 7)]
 
 
 async def test_a_job_completes_in_the_transaction_of_the_application_or_not_at_all(

@@ -46,6 +46,13 @@ TESTS = """
         sent = jobqueue_inline.send_sync("send_mail", {"to": "bob"})
         assert jobqueue_inline.get_sync(sent.id).result == "sent"
 
+    def test_the_clock_is_the_tests_own(jobqueue_app, jobqueue_clock, jobqueue_dsn):
+        noon = jobqueue_clock.set("2026-03-29T12:00Z")
+        sent = jobqueue_app.send_sync("count", delay="1 h")
+        assert jobqueue_app.get_sync(sent.id).created_at == noon
+        assert drain_sync(jobqueue_app, delayed=True).completed == 1
+        assert (jobqueue_clock.now - noon).total_seconds() == 3600
+
     def test_own_tables_are_there_and_as_new(jobqueue_dsn):
         with psycopg.connect(jobqueue_dsn) as connection:
             assert connection.execute("select count(*) from orders").fetchone() == (1,)
@@ -80,7 +87,7 @@ def project(pytester: pytest.Pytester) -> pytest.Pytester:
 def test_a_project_tests_with_a_server_of_its_own(project: pytest.Pytester) -> None:
     # In a process of its own: here the server is started, as an ordinary user too, and ends with the session.
     without_tables = ["-k", "not own_tables", "-p", "no:cacheprovider"]
-    project.runpytest_subprocess(*without_tables, timeout=120).assert_outcomes(passed=5, deselected=1)
+    project.runpytest_subprocess(*without_tables, timeout=120).assert_outcomes(passed=6, deselected=1)
 
 
 def test_with_own_tables_on_a_given_server_and_xdist(project: pytest.Pytester, server: EmbeddedServer) -> None:
@@ -93,9 +100,9 @@ def test_with_own_tables_on_a_given_server_and_xdist(project: pytest.Pytester, s
         "-p",
         "no:cacheprovider",
         "-k",
-        "inline or own_tables or order",
+        "inline or own_tables or order or clock",
     ]
-    project.runpytest_subprocess(*given, timeout=120).assert_outcomes(passed=3)
+    project.runpytest_subprocess(*given, timeout=120).assert_outcomes(passed=4)
     with_left = "select datname from pg_database where datname like 'jobqueue_template_%'"
     import psycopg
 
