@@ -91,6 +91,12 @@ class Database:
         if pool is not None:
             await pool.close()
 
+    def connections(self) -> dict[str, int]:
+        """Return how many connections of the pool are idle and used, and how many requests wait for one."""
+        found = self._pool.get_stats() if self._pool is not None else {}
+        size, idle = found.get("pool_size", 0), found.get("pool_available", 0)
+        return {"idle": idle, "used": size - idle, "waiting": found.get("requests_waiting", 0)}
+
     async def dsn(self) -> str:
         """Return the connection string; without any, start the embedded server."""
         if self._dsn is None:

@@ -30,6 +30,8 @@ class Endpoint:
         self.services = services
         self.base = base
         self.operations = dict(operations)
+        self.route = base + next(iter(self.operations.values())).path
+        self.is_stream = any(operation.is_stream for operation in self.operations.values())
         if "GET" in self.operations:
             self.operations.setdefault("HEAD", self.operations["GET"])
         self.allow = ", ".join(sorted(self.operations))
@@ -46,7 +48,8 @@ class Endpoint:
                     headers={"Allow": self.allow},
                 )
             call = await self._call(operation, scope, receive)
-            charge = await self.services.quotas.reserve(call.principal, operation.bucket)
+            if not operation.is_free:
+                charge = await self.services.quotas.reserve(call.principal, operation.bucket)
             response = await operation.handler(call)
         except ClientDisconnect:
             _settle(charge, None)
@@ -62,8 +65,10 @@ class Endpoint:
     async def _call(self, operation: Operation, scope: Scope, receive: Receive) -> Call:
         path = scope["path_params"]
         ticket, query = take_ticket(scope) if operation.is_stream else (None, scope["query_string"])
-        principal = Principal() if operation.is_probe else await self._principal(scope, ticket)
-        require_scope(principal, operation.scopes)
+        is_open = operation.is_probe or self._is_public(operation)
+        principal = Principal() if is_open else await self._principal(scope, ticket)
+        if not is_open:
+            require_scope(principal, operation.scopes)
         tenant = path.get("tenant")
         if tenant is not None and not (_TENANT.fullmatch(tenant) and tenant != "*" and principal.may_use(tenant)):
             raise ApiError("FORBIDDEN", "This tenant is not yours.", details={"tenant": tenant[:200]})
@@ -80,6 +85,10 @@ class Endpoint:
             + (self.base if tenant is None else self.base.replace("{tenant}", quote(tenant, safe=""))),
             request_id=request_id_of(scope),
         )
+
+    def _is_public(self, operation: Operation) -> bool:
+        setting = operation.public_setting
+        return setting is not None and bool(getattr(self.services.settings, setting))
 
     async def _principal(self, scope: Scope, ticket: str | None) -> Principal:
         """Who asks. Raises ApiError: 401 if nobody says so, or not truly."""

@@ -51,7 +51,8 @@ class Operation:
     one of these is needed; none: open to all. `request_required`: whether a body must be there. `errors`: codes beside
     those of every operation. `of_tenant`: also mounted below a tenant. `is_probe`: also answered without the prefix, and
     without looking at who asks. `is_stream`: counts against the quota of streams, and takes `?ticket=` instead of a key.
-    `link`: its name among the `links` of a job.
+    `link`: its name among the `links` of a job. `at_root`: also answered without the prefix. `is_free`: costs no quota.
+    `public_setting`: the setting that opens it to all.
     """
 
     name: str
@@ -74,6 +75,9 @@ class Operation:
     is_probe: bool = False
     is_stream: bool = False
     link: str | None = None
+    at_root: bool = False
+    is_free: bool = False
+    public_setting: str | None = None
 
     @property
     def bucket(self) -> str:

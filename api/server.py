@@ -17,7 +17,8 @@ import os
 import signal
 import socket
 import stat
-from collections.abc import MutableMapping
+import tempfile
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.auto import AutoHTTPProtocol
 from uvicorn.supervisors import Multiprocess
 
+from jobqueue.api.meter import FILES_VARIABLE
 from jobqueue.database.parentage import die_with_parent
 from jobqueue.errors import ConfigurationError
 from jobqueue.telemetry.systemd import Notifier
@@ -119,6 +121,7 @@ def serve(settings: Settings, dsn: str, sockets: list[socket.socket], processes:
     several = processes > 1
     if several:
         os.environ["JOBQUEUE_DSN"] = dsn
+    counted = common_numbers() if several else contextlib.nullcontext()
     config = uvicorn.Config(
         FACTORY if several else Announced(create_app(settings, dsn=dsn)),
         factory=several,
@@ -137,12 +140,26 @@ def serve(settings: Settings, dsn: str, sockets: list[socket.socket], processes:
     for listening in sockets:
         logger.info("serving on %s", address_of(listening), extra={"event": "api.serving"})
     # uvicorn raises the signal again that ended it.
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), counted:
         if several:
             _Processes(config, sockets).run()
         else:
             uvicorn.Server(config).run(sockets)
     notifier.stopping("stopped")
+
+
+@contextlib.contextmanager
+def common_numbers() -> Iterator[None]:
+    """A directory in which processes that start now count requests together, for `/metrics` (meter.py)."""
+    if FILES_VARIABLE in os.environ:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="jobqueue-metrics-") as directory:
+        os.environ[FILES_VARIABLE] = directory
+        try:
+            yield
+        finally:
+            del os.environ[FILES_VARIABLE]
 
 
 def child_application() -> ASGIApp:

@@ -8,7 +8,6 @@
 --   completed and skipped are final.
 -- Inserts are not guarded (a trigger's WHEN is parsed for every statement: a third of the price of a single send); they have to be
 -- consistent, and only the owner of the table can make them by hand, for example when a dump is restored.
--- Kept free of table access and SET clauses, so that the planner inlines it into the trigger's WHEN: 3 us per job instead of 10.
 create or replace function jobqueue.can_become(_from text, _to text)
 returns boolean
 language sql immutable parallel safe
@@ -35,26 +34,54 @@ as $$
     where jobqueue.can_become(_from, s)
 $$;
 
--- refuse_transition: the trigger's voice.
-create or replace function jobqueue.refuse_transition()
+-- refuse_change: JQ409 for a change of status that is not allowed.
+create or replace function jobqueue.refuse_change(_id uuid, _from text, _to text, _allowed text[])
+returns void
+language plpgsql
+set search_path = pg_catalog, pg_temp
+as $$
+begin
+    perform jobqueue.refuse('JQ409', 'INVALID_TRANSITION',
+        format('A job cannot go from %s to %s; allowed: %s.', _from, _to,
+            coalesce(nullif(array_to_string(_allowed, ', '), ''), 'nothing, ' || _from || ' is final')),
+        'Use the functions of the schema jobqueue: select * from jobqueue.actions(id) lists what is possible.',
+        jsonb_build_object('status', _from, 'to', _to, 'allowed', to_jsonb(_allowed), 'id', _id));
+end
+$$;
+
+-- refuse_deletion: the trigger's voice when a job is deleted that has not ended.
+create or replace function jobqueue.refuse_deletion()
 returns trigger
 language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
-declare
-    from_status text := case when tg_op = 'INSERT' then 'none' else old.status end;
-    to_status text := case when tg_op = 'DELETE' then 'deleted' else new.status end;
-    allowed text[] := case tg_op
-        when 'INSERT' then array['blocked', 'pending']
-        when 'DELETE' then array['deleted once ended']
-        else jobqueue.statuses_after(old.status) end;
 begin
-    perform jobqueue.refuse('JQ409', 'INVALID_TRANSITION',
-        format('A job cannot go from %s to %s; allowed: %s.', from_status, to_status,
-            coalesce(nullif(array_to_string(allowed, ', '), ''), 'nothing, ' || from_status || ' is final')),
-        'Use the functions of the schema jobqueue: select * from jobqueue.actions(id) lists what is possible.',
-        jsonb_build_object('status', from_status, 'to', to_status, 'allowed', to_jsonb(allowed),
-            'id', case when tg_op = 'DELETE' then old.id else new.id end));
+    perform jobqueue.refuse_change(old.id, old.status, 'deleted', array['deleted once ended']);
+    return null;
+end
+$$;
+
+-- count_transition: refuse a change of status, or note it for the counters of monitoring (totals.sql). What is taken or completed by hand
+-- gets the note that claim_queue and settle would have written: with claim_batch the job is also rescued when its lease ends.
+create or replace function jobqueue.count_transition()
+returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+begin
+    if not can_become(old.status, new.status) then
+        perform refuse_change(new.id, old.status, new.status, statuses_after(old.status));
+    elsif new.status = 'processing' then
+        insert into claim_batch (worker_id, check_at, job_ids) values (new.worker_id, new.lease_until, array[new.id]);
+    elsif new.status = 'completed' then
+        insert into statistics_note (queue, job_type, completed, waits, runs)
+        values (new.queue, nullif(new.job_type, new.queue), 1,
+            array[date_part('epoch', old.started_at - greatest(old.run_at, old.created_at))::real],
+            array[date_part('epoch', new.completed_at - old.started_at)::real]);
+    else
+        insert into statistics_note (queue, job_type, from_status, to_status)
+        values (new.queue, nullif(new.job_type, new.queue), old.status, new.status);
+    end if;
     return null;
 end
 $$;
@@ -71,27 +98,32 @@ declare
     allowed text[] := case was when 'none' then array['blocked', 'pending'] else jobqueue.statuses_after(was) end;
 begin
     if was <> _status and _status <> all (allowed) then
-        perform jobqueue.refuse('JQ409', 'INVALID_TRANSITION',
-            format('A job cannot go from %s to %s; allowed: %s.', was, _status,
-                coalesce(nullif(array_to_string(allowed, ', '), ''), 'nothing, ' || was || ' is final')),
-            'Use the functions of the schema jobqueue: select * from jobqueue.actions(id) lists what is possible.',
-            jsonb_build_object('status', was, 'to', _status, 'allowed', to_jsonb(allowed), 'id', _id));
+        perform jobqueue.refuse_change(_id, was, _status, allowed);
     end if;
     return false;
 end
 $$;
 
+-- Claims, completions and releases of children are not noted one by one: claim_queue, settle and release_children, which can be told by
+-- their search_path, note theirs once per call. So a job's life calls no trigger function. The WHEN calls nothing but current_setting: it
+-- is parsed for every statement, and a function to be inlined costs more than all of it (docs/decisions/0012-transitions.md).
 create or replace trigger job_guard
     after update of status on jobqueue.job
     for each row
-    when (old.status is distinct from new.status and not jobqueue.can_become(old.status, new.status))
-    execute function jobqueue.refuse_transition();
+    when (old.status <> new.status
+        and (case new.status
+                when 'completed' then old.status <> 'processing'
+                when 'processing' then old.status <> 'pending'
+                when 'pending' then old.status <> 'blocked'
+                else true end
+            or current_setting('search_path') <> 'pg_catalog, jobqueue, jobqueue, pg_temp'))
+    execute function jobqueue.count_transition();
 
 create or replace trigger job_guard_delete
     before delete on jobqueue.job
     for each row
     when (old.status not in ('completed', 'failed', 'cancelled', 'skipped'))
-    execute function jobqueue.refuse_transition();
+    execute function jobqueue.refuse_deletion();
 
 -- remove_children: what hung on deleted jobs goes with them, whoever deleted them.
 create or replace function jobqueue.remove_children()

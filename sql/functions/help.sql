@@ -31,6 +31,7 @@ as $$
         ('queues', 'select * from jobqueue.preview_redrive(dead_letter), jobqueue.redrive(dead_letter)', 'dead letters on their way back'),
         ('operate', 'select * from jobqueue.health()', 'how it goes, in a few numbers'),
         ('operate', 'select * from jobqueue.doctor()', 'what is wrong, and what to do'),
+        ('operate', 'select * from jobqueue.metrics()', 'counters and gauges for monitoring, as GET /metrics has them'),
         ('operate', 'select jobqueue.drain_worker(id, reason)', 'let a worker finish what it has and stop')) h (task, call, what)
 $$;
 
@@ -47,6 +48,8 @@ as $$
     union all select * from check_slow_jobs()
     union all select * from check_slow_handlers()
     union all select * from check_statements()
+    union all select * from check_failures()
+    union all select * from check_table_size()
     union all select * from check_pauses()
 $$;
 

@@ -1,7 +1,7 @@
 -- Statistics: what ended, how long it waited and ran, and how many jobs stand where, per queue and minute, later per hour.
 --
 --   settle, end_attempt, expire  --> statistics_note   one append-only row per call and queue
---   maintain: fold_statistics    --> statistic         every 10 s, minutes; durations as a histogram
+--   maintain: fold_statistics    --> statistic         every 10 s, minutes; durations as a histogram (and totals for ever: totals.sql)
 --   maintain: sample_statistics  --> statistic         once a minute: how many jobs are ready, scheduled …
 --   maintain: keep_statistics                          minutes become hours after 7 days; hours go after 90
 --
@@ -41,19 +41,20 @@ as $$
     limit 1
 $$;
 
--- note_completed: the notes of completed jobs of several queues; settle writes those of one queue itself. Index: job_pkey.
+-- note_completed: the notes of completed jobs of several queues, one per queue and job_type; settle writes those of one queue itself.
+-- Index: job_pkey.
 create or replace function jobqueue.note_completed(_ids uuid[])
 returns void
 language sql
 set search_path = pg_catalog, jobqueue, pg_temp
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
 as $$
-    insert into statistics_note (queue, completed, waits, runs)
-    select j.queue, count(*), array_agg(date_part('epoch', j.started_at - greatest(j.run_at, j.created_at))::real),
+    insert into statistics_note (queue, job_type, completed, waits, runs)
+    select j.queue, nullif(j.job_type, j.queue), count(*), array_agg(date_part('epoch', j.started_at - greatest(j.run_at, j.created_at))::real),
         array_agg(date_part('epoch', j.completed_at - j.started_at)::real)
     from job j
     where j.id = any (_ids)
-    group by j.queue
+    group by j.queue, j.job_type
 $$;
 
 -- note_attempt: the note of an attempt that ended badly. What was released or snoozed did not fail, and a lost worker says nothing about
@@ -63,8 +64,8 @@ returns void
 language sql
 set search_path = pg_catalog, jobqueue, pg_temp
 as $$
-    insert into statistics_note (queue, failed, failed_attempts, retried, waits, runs)
-    select _job.queue, (_to = 'failed')::int, 1, (_to = 'pending')::int,
+    insert into statistics_note (queue, job_type, failed, failed_attempts, retried, waits, runs)
+    select _job.queue, nullif(_job.job_type, _job.queue), (_to = 'failed')::int, 1, (_to = 'pending')::int,
         case when _outcome <> 'lost' then array[date_part('epoch', _job.started_at - greatest(_job.run_at, _job.created_at))::real] end,
         case when _outcome <> 'lost' then array[date_part('epoch', now() - _job.started_at)::real] end
 $$;
@@ -77,7 +78,8 @@ set search_path = pg_catalog, jobqueue, pg_temp
 set enable_seqscan = off set jit = off
 as $$
     with note as materialized (
-        select n.*, date_trunc('minute', n.noted_at, 'UTC') as minute from statistics_note n where n.id = any (_ids)),
+        select n.*, date_trunc('minute', n.noted_at, 'UTC') as minute from statistics_note n
+        where n.id = any (_ids) and n.from_status is null),
     waited as (
         select b.queue, b.minute, sum(b.seconds) as seconds, array_agg(b.bin + 256 * b.n) as bins
         from (select n.queue, n.minute, bin_of(w) as bin, count(*) as n, sum(greatest(w, 0)::double precision) as seconds
@@ -163,6 +165,7 @@ begin
     end if;
     if folded > 0 then
         perform merge_statistic(s) from sum_notes(ids) s;
+        perform add_totals(ids);
         delete from statistics_note n where n.id = any (ids);
     end if;
 end

@@ -10,8 +10,10 @@ as $$
     from (
         select * from check_backlog()
         union all select * from check_slow_jobs()
+        union all select * from check_failures()
         union all select * from check_slow_handlers()
         union all select * from check_statements()
+        union all select * from check_table_size()
         union all select * from check_maintenance()) w
     where w.status <> 'ok'
 $$;

@@ -1,0 +1,42 @@
+-- Totals and metrics: counters and gauges for monitoring.
+
+comment on column jobqueue.statistics_note.job_type is 'The job_type of all of them; null: the queue''s name.';
+comment on column jobqueue.statistics_note.job_types is 'The job_type of each, where they differ.';
+comment on column jobqueue.statistics_note.from_status is 'A change of status that no call notes: from this one.';
+comment on column jobqueue.statistics_note.to_status is 'A change of status that no call notes: to this one.';
+comment on column jobqueue.statistics_note.changes is 'How many jobs changed so; null: one.';
+comment on table jobqueue.total is 'What has been counted per queue and job_type since the schema was made; metrics() reads it. 200 of each at most, then _other.';
+comment on column jobqueue.total.queue is 'Name of the queue, or _other.';
+comment on column jobqueue.total.job_type is 'Name of the job_type, or _other.';
+comment on column jobqueue.total.completed is 'Jobs that completed.';
+comment on column jobqueue.total.failed is 'Jobs that became failed.';
+comment on column jobqueue.total.cancelled is 'Jobs that became cancelled.';
+comment on column jobqueue.total.skipped is 'Jobs that became skipped.';
+comment on column jobqueue.total.failed_attempts is 'Attempts that failed, whether a retry followed or not.';
+comment on column jobqueue.total.retried is 'Attempts after which a retry followed.';
+comment on column jobqueue.total.wait_seconds is 'Sum of the seconds from being due to the claim.';
+comment on column jobqueue.total.run_seconds is 'Sum of the seconds from the claim to the end.';
+comment on column jobqueue.total.waits is 'Histogram of the waits: bucket + 256 * number.';
+comment on column jobqueue.total.runs is 'Histogram of the run times: bucket + 256 * number.';
+comment on table jobqueue.transition_total is 'How often a status was followed by another; metrics() reads it. pending to processing follows from the rest.';
+comment on column jobqueue.transition_total.from_status is 'The status before.';
+comment on column jobqueue.transition_total.to_status is 'The status after.';
+comment on column jobqueue.transition_total.n is 'How often.';
+
+comment on function jobqueue.duration_bounds is 'The upper bounds of the buckets of durations, in seconds.';
+comment on function jobqueue.bucket_of is 'The bucket of a duration in seconds, from 0; 16: beyond the last bound.';
+comment on function jobqueue.sum_totals is 'Notes as rows of totals, one per queue and job_type.';
+comment on function jobqueue.sum_transitions is 'The changes of status that notes say.';
+comment on function jobqueue.series_of is 'Under which names a queue and job_type are counted: their own, or _other once there are 200.';
+comment on function jobqueue.add_totals is 'Add notes to the totals.';
+comment on function jobqueue.in_flight is 'How many jobs of each queue are processing now, and how many of them are stuck or lost and not rescued.';
+comment on function jobqueue.metric_transitions is 'How often each allowed change of status happened.';
+comment on function jobqueue.to_buckets is 'A histogram of totals as pairs (upper bound, how many are at most that).';
+comment on function jobqueue.metric_totals is 'What ended, was tried again and how long it took, by queue and job_type; waits by queue.';
+comment on function jobqueue.metric_queues is 'How each queue stands now.';
+comment on function jobqueue.metric_workers is 'Workers and their slots; what maintenance is late.';
+comment on function jobqueue.metric_database is 'Sizes and dead rows of the tables, and what keeps vacuum or notifications back.';
+comment on function jobqueue.metrics is 'Every number that monitoring reads: (name, labels, value, buckets). Counters end in _total and never go down.';
+comment on function jobqueue.table_bound is 'How large the table of jobs may become before a warning, in bytes: the setting warn_table_size, 100 MB unless told.';
+comment on function jobqueue.check_table_size is 'The table of jobs against its bound.';
+comment on function jobqueue.check_failures is 'Queues in which more than a tenth of the jobs that ended in the last hour failed.';
