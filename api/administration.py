@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from starlette.responses import Response
 
 from jobqueue.api.bodies import checked_body
-from jobqueue.api.context import Call
+from jobqueue.api.context import ALL_TENANTS, Call
 from jobqueue.api.errors import ApiError
 from jobqueue.api.history import list_answer
 from jobqueue.api.job_state import ID
@@ -33,7 +33,9 @@ _EXAMPLE = {"with a reason": {"reason": "the printer is on fire"}}
 
 def _list_of(what: str) -> Callable[[Call], Awaitable[Response]]:
     async def get_list(call: Call) -> Response:
-        ((rows,),) = await read(call, _LIST, what)
+        # Workers belong to no tenant; who runs on which machine is for those who see all tenants, and admins are such.
+        tenants = ALL_TENANTS if what == "workers" and call.principal.has_scope("admin") else None
+        ((rows,),) = await read(call, _LIST, what, tenants=tenants)
         return list_answer(rows)
 
     return get_list
@@ -130,6 +132,7 @@ OPERATIONS: tuple[Operation, ...] = (
         method="GET",
         path="/workers",
         summary="The processes that run jobs, and those that stopped within a day",
+        description="`name`, `hostname` and `pid` only for the scope admin and for callers who see all tenants.",
         handler=_list_of("workers"),
         tag="operations",
         scopes=("jobs:act",),

@@ -13,6 +13,7 @@ new key is let in, and a revoked one is not, in every process within a second.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ TRUSTED_SECONDS = 1.0
 REMEMBERED_SECONDS = 60.0
 """After this long a key is looked up again, so that its last use is noted."""
 MOST_REMEMBERED = 10_000
+"""Keys that are known, and as many that are known to be none (until any key changes)."""
 
 PROXY_HEADERS = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
 """Only a proxy sends these, and whoever asks it may be anywhere."""
@@ -56,10 +58,12 @@ class ApiKeys:
         self._database = database
         self._trusted_seconds = trusted_seconds
         self._known: dict[bytes, _Known] = {}
+        self._unknown: set[bytes] = set()
         self._version = -1
         self._any = True
         self._trusted_until = 0.0
         self._looking = asyncio.Lock()
+        self._finding = asyncio.Lock()
 
     async def exist(self) -> bool:
         """Return whether there is any key; a revoked one counts."""
@@ -68,18 +72,16 @@ class ApiKeys:
 
     async def find(self, text: str) -> Principal:
         """Return whose key this is. Raises ApiError: 401 if it is none, or is not let in any more."""
-        key = parse_key(text)
-        if key is None:
-            raise unauthorized(
-                "The API key is mistyped: its checksum is wrong.",
-                hint="Copy the whole key, from jq_ to its end.",
-                error="invalid_token",
-            )
+        digest = hashlib.sha256(text.encode()).digest()
+        if digest not in self._known:
+            # Before anything is asked of the database; a known key was checked when it was looked up.
+            _parsed(text)
         await self._refresh()
-        known = self._known.get(key.hash)
+        known = self._known.get(digest)
         if known is None or asyncio.get_running_loop().time() >= known.until:
-            known = await self._look_up(key)
+            known = await self._look_up(_parsed(text))
         if known.problem is not None:
+            key = _parsed(text)
             raise unauthorized(
                 f"The API key {key.id} was {known.problem}."
                 if known.problem == "revoked"
@@ -100,14 +102,28 @@ class ApiKeys:
             ((version, any_keys),) = await self._database.rows(_STATE, (), read_only=True)
             if version != self._version:
                 self._known.clear()
+                self._unknown.clear()
             self._version, self._any = version, any_keys
             self._trusted_until = asked_at + self._trusted_seconds
 
     async def _look_up(self, key: Key) -> _Known:
-        version, asked_at = self._version, asyncio.get_running_loop().time()
+        # One after the other: whoever tries keys has one connection at most, and a key that many ask with is read once.
+        async with self._finding:
+            known, now = self._known.get(key.hash), asyncio.get_running_loop().time()
+            if known is not None and now < known.until:
+                return known
+            if key.hash in self._unknown:
+                raise _unknown_key()
+            return await self._read(key, self._version, now)
+
+    async def _read(self, key: Key, version: int, asked_at: float) -> _Known:
         rows = await self._database.rows(_FIND, (key.id, key.hash), read_only=True)
         if not rows:
-            raise unauthorized("The API key is unknown.", hint="jobqueue keys list shows all.", error="invalid_token")
+            if len(self._unknown) >= MOST_REMEMBERED:
+                self._unknown.clear()
+            if version == self._version:
+                self._unknown.add(key.hash)
+            raise _unknown_key()
         subject, tenants, scopes, act_as, *quotas, problem, valid_for = rows[0]
         lasts = REMEMBERED_SECONDS if valid_for is None else min(REMEMBERED_SECONDS, max(valid_for, 0.0))
         principal = Principal(key.id, subject, ",".join(tenants), frozenset(scopes), act_as, _quotas(quotas))
@@ -140,6 +156,22 @@ class DefaultAuthenticator:
         if self.tokens is not None:
             return self.tokens.read(given)
         raise unauthorized("This is no API key.", hint="A key begins with jq_.", error="invalid_token")
+
+
+def _unknown_key() -> ApiError:
+    return unauthorized("The API key is unknown.", hint="jobqueue keys list shows all.", error="invalid_token")
+
+
+def _parsed(text: str) -> Key:
+    """The key in a text. Raises ApiError (401) if there is none."""
+    key = parse_key(text)
+    if key is None:
+        raise unauthorized(
+            "The API key is mistyped: its checksum is wrong.",
+            hint="Copy the whole key, from jq_ to its end.",
+            error="invalid_token",
+        )
+    return key
 
 
 def first_of(*authenticators: Authenticator) -> Authenticator:

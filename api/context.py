@@ -16,6 +16,7 @@ from jobqueue.api.hub import Hub
 from jobqueue.api.identity import ALL_TENANTS, Authenticator, Principal
 from jobqueue.api.limits import MAX_BODY_BYTES, parse_json, read_body
 from jobqueue.api.quotas import Quotas
+from jobqueue.api.reads import Reads
 from jobqueue.api.tickets import Tickets
 from jobqueue.settings import Settings
 
@@ -41,6 +42,7 @@ class Services:
     authenticate: Authenticator
     quotas: Quotas
     tickets: Tickets
+    reads: Reads
     max_body_bytes: int = MAX_BODY_BYTES
 
 

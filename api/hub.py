@@ -48,8 +48,8 @@ RENEW_BEFORE = 35.0
 IDS_PER_QUERY = 1000
 MOST_WAITERS = 20_000
 """More than these are answered at once, as if they had not asked to wait."""
-READERS = 8
-"""Woken requests that read at the same time: the pool's connections, and as many next in line."""
+READERS = 32
+"""Woken requests that read at the same time: as many as fill the statements that they share (reads.py)."""
 LONGEST_BACKOFF = 5.0
 
 _WATCH = "select jobqueue.http_watch(%s, %s, %s * interval '1 s')"

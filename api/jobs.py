@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import re
+from collections.abc import Awaitable, Callable
 from typing import Any, NamedTuple
 
 from starlette.responses import Response
@@ -28,15 +29,14 @@ from jobqueue.api.parameters import (
     RETRY_AFTER_HEADER,
     WAIT,
 )
-from jobqueue.api.statements import read, sees_traces
+from jobqueue.api.reads import WHOLE, Form
+from jobqueue.api.statements import sees_traces
 
 TURN_SECONDS = 20.0
 """That a long poll waits for its turn to read once it was woken; then it is answered 504."""
 
 _KEY = re.compile(r'"([\x20-\x21\x23-\x7e]{1,255})"|([\x21\x23-\x7e]{1,255})')
 
-_GET = """\
-select etag, version, status, alive, due_in, ends_in, body from jobqueue.http_job(%s, %s, %s, %s, %s, %s, %s)"""
 _SEND = """\
 select replayed, id::text, created, reason, etag, version, status, alive, due_in, ends_in, body
 from jobqueue.http_send(%s, %s, %s::jsonb, %s::jsonb, %s, %s, %s, %s)"""
@@ -50,6 +50,9 @@ class Sent(NamedTuple):
     created: bool
     reason: str | None
     state: State
+
+
+Send = Callable[[Call, str, Any, dict[str, Any], str | None], Awaitable[list[Sent]]]
 
 
 # -- GET /jobs/{id} ---------------------------------------------------------------------------------------------------
@@ -101,19 +104,29 @@ async def _wait_for_news(call: Call, job_id: str, etags: list[str] | None, seen:
 
 
 async def _read(call: Call, job_id: str, etags: list[str] | None, tenants: str | None = None) -> State:
-    wanted = (job_id, etags, call.query.get("fields"), call.query.get("include"), sees_traces(call))
-    ((*columns,),) = await read(call, _GET, *wanted, tenants=tenants)
-    state = State(*columns)
+    state = await call.services.reads.read(job_id, etags, call.tenants if tenants is None else tenants, _form_of(call))
     if state.version is None:
         raise job_not_found(job_id)
     return state
 
 
+def _form_of(call: Call) -> Form:
+    if not call.query:
+        return WHOLE
+    fields, include = call.query.get("fields"), call.query.get("include")
+    return Form(
+        None if fields is None else tuple(fields),
+        None if include is None else tuple(include),
+        # Only attempts have traces.
+        include is not None and sees_traces(call),
+    )
+
+
 # -- POST /jobs -------------------------------------------------------------------------------------------------------
 
 
-async def post_jobs(call: Call) -> Response:
-    """Send one job, or all of `{"jobs": […]}`."""
+async def post_jobs(call: Call, send: Send | None = None) -> Response:
+    """Send one job, or all of `{"jobs": […]}`; `send`: with what, if not plainly."""
     key = idempotency_key_of(call.header(b"idempotency-key"))
     text, body = await call.json()
     if not isinstance(body, dict):
@@ -121,14 +134,15 @@ async def post_jobs(call: Call) -> Response:
     many = "jobs" in body
     check_body(SendJobs if many else SendJob, body)
     owning = owning_options(call, body["jobs"] if many else [body])
-    sent = await _send(call, text, body, owning, key)
+    sent = await (send or send_body)(call, text, body, owning, key)
     headers = {"Cache-Control": "no-store"}
     if sent[0].replayed:
         headers["Idempotent-Replayed"] = "true"
     return _answer_many(call, sent, headers) if many else _answer_one(call, sent[0], headers)
 
 
-async def _send(call: Call, text: str, body: Any, owning: dict[str, Any], key: str | None) -> list[Sent]:
+async def send_body(call: Call, text: str, body: Any, owning: dict[str, Any], key: str | None) -> list[Sent]:
+    """Store what a body asks for; `owning`: what goes over and under the options of its jobs."""
     database = call.services.database
     # The body goes to the database as it came in: nothing is lost on the way through floating point numbers.
     parameters = (

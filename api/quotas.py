@@ -68,8 +68,10 @@ class Charge:
         if response is None or not 200 <= response.status_code < 300:
             self.quotas.put_back(self.portion, self.ends)
         if response is not None:
-            for name, value in headers(self.portion, self.limit).items():
-                response.headers[name] = value
+            # Nobody else sets these; set one by one, each would look through all the others.
+            response.raw_headers.extend(
+                (name.lower().encode(), value.encode()) for name, value in headers(self.portion, self.limit).items()
+            )
 
 
 class Quotas:

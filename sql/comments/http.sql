@@ -17,6 +17,8 @@ comment on constraint bulk_operation_is_counted on jobqueue.bulk_operation is 'N
 comment on function jobqueue.bulk_portion is 'Do an action with each of some jobs; tenants that the caller does not see are left alone. Returns counts per outcome.';
 comment on function jobqueue.bulk_sum is 'Counts of two portions together.';
 comment on function jobqueue.http_act is 'POST /jobs/{id}/{action} and PATCH /jobs/{id} as one call.';
+comment on function jobqueue.http_worker_rows is 'The workers as JSON objects, with names of machines only for who sees all tenants.';
+comment on function jobqueue.http_recent is 'SQL for the newest jobs of all tenants, by the time in their ids.';
 comment on function jobqueue.http_active is 'GET /jobs/active as one call: a person''s jobs of the last hour that are under way or ended in the last five minutes.';
 comment on function jobqueue.http_actor is 'Who acts, for the audit, until the transaction ends.';
 comment on function jobqueue.http_administer is 'Pause and resume queues and schedules, drain workers, as one call; answers with the row as JSON text.';

@@ -42,6 +42,20 @@ begin
 end
 $$;
 
+-- http_worker_rows: the workers as JSON objects with commas between, the latest first; null if there are none.
+--   _named  whether with name, host name and process id: of machines that belong to all tenants, so for who sees all
+create or replace function jobqueue.http_worker_rows(_named boolean)
+returns text
+language sql stable
+as $$
+    select string_agg(row_to_json(r)::text, ',' order by r.started_at desc, r.id)
+    from (
+        select w.id, case when _named then w.name end as name, case when _named then w.hostname end as hostname,
+            case when _named then w.pid end as pid, w.version, w.queues, w.job_types, w.concurrency, w.running, w.started_at, w.heartbeat_at,
+            w.stopped_at, w.state, w.drain_reason
+        from jobqueue.workers w) r
+$$;
+
 -- http_list: GET /queues, /workers, /schedules as one call.
 --   _what  queues, workers, schedules
 -- Returns a JSON list.
@@ -53,7 +67,7 @@ begin
     perform jobqueue.http_context(_role, _tenants, true);
     return '[' || coalesce(case _what
         when 'queues' then (select string_agg(x, ',') from jobqueue.http_queue_rows(null) x)
-        when 'workers' then (select string_agg(row_to_json(w)::text, ',' order by w.started_at desc, w.id) from jobqueue.workers w)
+        when 'workers' then jobqueue.http_worker_rows(_tenants = '*')
         when 'schedules' then (select string_agg(row_to_json(s)::text, ',' order by s.name) from jobqueue.schedules s)
         end, '') || ']';
 end

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 from uuid import uuid4
 
@@ -9,6 +10,7 @@ import httpx2
 import psycopg
 
 from tests.api.conftest import send, start_job
+from tests.support.api_keys import bearer, create_key, forget_keys
 from tests.support.server import rows, value
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -63,6 +65,25 @@ async def test_a_worker_is_drained(client: httpx2.AsyncClient, connection: Conne
     for unknown in (uuid4(), "7"):
         answer = await client.post(f"/workers/{unknown}/drain")
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "WORKER_NOT_FOUND")
+
+
+async def test_only_who_sees_all_tenants_is_told_on_which_machines_workers_run(
+    client: httpx2.AsyncClient, connection: Connection
+) -> None:
+    about = {"name": "w1", "hostname": "db-7.internal", "pid": 4711}
+    connection.execute("select jobqueue.register_worker(%s, %s::jsonb)", (uuid4(), json.dumps(about)))
+    nobody = dict.fromkeys(about)
+    act = ["jobs:read", "jobs:act"]
+    for options, expected in (
+        ({"tenants": ["acme"], "scopes": act}, nobody),
+        ({"tenants": ["*"], "scopes": act}, about),
+        ({"tenants": ["acme"], "scopes": ["admin"]}, about),
+    ):
+        key = create_key(connection, **options)
+        forget_keys(client)
+        (worker,) = (await client.get("/workers", headers=bearer(key))).json()["data"]
+        assert {name: worker[name] for name in about} == expected, options
+        assert worker["state"] == "working"
 
 
 async def test_an_admin_reads_a_job_of_any_tenant(client: httpx2.AsyncClient) -> None:

@@ -190,6 +190,32 @@ async def test_a_key_ends_when_it_is_revoked_expires_or_was_rotated_long_enough_
         connection.execute("select jobqueue.rotate_api_key(%s, %s)", (revoked.id, revoked.hash))
 
 
+async def test_an_unknown_key_is_looked_up_once_until_any_key_changes(
+    dsn: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create_key(connection)
+    stranger = make_key()
+    async with serving(dsn) as client:
+        database = client.app.state.services.database  # type: ignore[attr-defined]
+        run, looks = database.rows, []
+
+        async def note(query: str, *arguments: Any, **options: Any) -> Any:
+            looks.append("find_api_key" in query)
+            return await run(query, *arguments, **options)
+
+        monkeypatch.setattr(database, "rows", note)
+
+        async def ask() -> set[int]:
+            answers = [client.get("/jobs", headers=bearer(stranger)) for _ in range(5)]
+            return {answer.status_code for answer in await asyncio.gather(*answers)}
+
+        assert (await ask(), await ask(), sum(looks)) == ({401}, {401}, 1)
+        # let in at last, within the second after which every process looks
+        connection.execute("select jobqueue.create_api_key(%s, %s)", (stranger.id, stranger.hash))
+        forget_keys(client)
+        assert (await ask(), sum(looks)) == ({200}, 2)
+
+
 def test_a_change_by_hand_is_noticed_and_a_mere_use_is_not(connection: Connection) -> None:
     """The trigger api_key_changed raises the version that API processes look at."""
     state = "select version, any_keys from jobqueue.api_keys_state()"

@@ -181,7 +181,7 @@ async def test_an_error_of_the_database_shows_no_sql(
     client: httpx2.AsyncClient, connection: psycopg.Connection[tuple[object, ...]]
 ) -> None:
     job_id = await send(client)
-    connection.execute("alter function jobqueue.http_job_body rename to gone")
+    connection.execute("alter function jobqueue.http_more rename to gone")
     answer = await client.get(f"/jobs/{job_id}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "INTERNAL")
     assert "function" not in answer.text

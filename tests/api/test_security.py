@@ -56,7 +56,7 @@ async def test_a_request_id_is_kept_if_it_is_sane_and_stands_in_header_error_and
 async def test_an_unexpected_error_is_found_in_the_log_by_its_request_id(
     client: httpx2.AsyncClient, connection: Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
-    connection.execute("alter function jobqueue.http_job rename to gone")
+    connection.execute("alter function jobqueue.http_read rename to gone")
     answer = await client.get(f"/jobs/{UNKNOWN}", headers={"X-Request-Id": "find-me"})
     assert answer.status_code == 500
     (error,) = [record for record in caplog.records if record.levelno == logging.ERROR]

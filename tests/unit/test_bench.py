@@ -100,6 +100,17 @@ def test_snapshot_counts_the_buffers_of_claims(tmp_path: Path) -> None:
     assert [len(rates) for rates in report["facts"]["round_rates"]] == [2]
 
 
+@pytest.mark.slow
+def test_http_measures_each_side_beside_a_bare_route(tmp_path: Path, server: EmbeddedServer) -> None:
+    arguments = ["--jobs", "6", "--runs", "1", "--seconds", "0.25", "--polls", "4", "--dsn", server.dsn]
+    rows = rows_by_name(bench(tmp_path, "http", *arguments), runs=1)
+    for name in ("GET /jobs/{id}, 200", "the same with a key that has a quota"):
+        assert rows[name]["ratio"] > 0
+        assert rows[name]["bars"] == ["≥ 0.5 of limit"]
+    assert rows["304"]["bars"] == ["≥ 1 of limit"]
+    assert (rows["long polls open"]["median"], rows["long polls answered"]["median"]) == (4, 4)
+
+
 def test_a_server_that_does_not_count_statements_is_refused_with_what_to_set(
     tmp_path: Path, server: EmbeddedServer
 ) -> None:
