@@ -43,4 +43,5 @@ comment on function jobqueue.stage_sums is 'The stages of a job in one row, for 
 comment on function jobqueue.stages_left is 'How long a running job with stages will still take.';
 comment on function jobqueue.store_stage is 'What a change of a stage means for its job.';
 comment on function jobqueue.unseen_stages is 'What stages take that the job has not named yet.';
+comment on function jobqueue.ahead_of is 'The job_types of the jobs that are claimed before a pending one.';
 comment on function jobqueue.wait_of is 'The place of a pending job in its line and how long it waits there.';

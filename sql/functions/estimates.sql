@@ -354,37 +354,102 @@ as $$
         (select sum(e.seconds) from estimate e where e.job_type = _job_type and e.stage <> ''))
 $$;
 
+-- ahead_of: the job_types of the jobs that are claimed before a pending one, at most so many. _line: its row in the admission line; null if it
+-- is ready. One that waits for a slot of its key or group, or for a token of its key, stands in the line of those only. With fairness the
+-- lanes take turns. Index: job_claim, admission_line_order, admission_gate, each read backwards from the job, so that the entries of jobs long
+-- claimed at the front are met last.
+create or replace function jobqueue.ahead_of(_job jobqueue.job, _line jobqueue.admission_line, _max int)
+returns setof text
+language plpgsql stable
+set search_path = pg_catalog, jobqueue, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
+as $$
+begin
+    if _line.stage in (1, 2, 3) then
+        return query select j.job_type
+        from (select x.job_id from admission_line x
+            where x.queue_number = _line.queue_number and x.stage = _line.stage and x.line = _line.line
+                and (x.rank, x.seq) < (_line.rank, _line.seq)
+            order by x.rank desc, x.seq desc limit _max) a
+        join job j on j.id = a.job_id;
+        return;
+    end if;
+    if _line.job_id is null then
+        return query select x.job_type
+        from job x
+        where x.queue = _job.queue and x.ready_seq is not null and (-x.priority, x.ready_seq) < (-_job.priority, _job.ready_seq)
+        order by (-x.priority) desc, x.ready_seq desc
+        limit _max;
+        return;
+    end if;
+    return query select x.job_type
+    from job x
+    where x.queue = _job.queue and x.ready_seq is not null
+    order by (-x.priority) desc, x.ready_seq desc
+    limit _max;
+    if _line.stage = 4 then
+        return query select j.job_type
+        from (select g.job_id, g.rank, row_number() over (partition by g.rank, g.line order by g.seq) as turn, g.line = _line.line as mine, g.seq
+            from (select x.* from admission_line x
+                where x.queue_number = _line.queue_number and x.stage = 4 and x.rank <= _line.rank order by x.rank desc limit _max) g) a
+        join job j on j.id = a.job_id
+        where a.rank < _line.rank or a.turn < (
+                select count(*) + 1 from admission_line y
+                where y.queue_number = _line.queue_number and y.stage = 4 and y.rank = _line.rank and y.line = _line.line and y.seq < _line.seq)
+            or (a.mine and a.seq < _line.seq);
+    else
+        -- it has just come: those at the gate, and who came with it
+        return query select j.job_type
+        from (select x.job_id, x.own_rank, 0 as seq from (select y.* from admission_line y
+                where y.queue_number = _line.queue_number and y.stage = 4 order by y.rank limit _max) x
+            union all select x.job_id, x.own_rank, x.seq from (select y.* from admission_line y
+                where y.queue_number = _line.queue_number and y.stage = 0 and y.line = '' and y.rank = 0 order by y.seq desc limit _max) x) a
+        join job j on j.id = a.job_id
+        where (a.own_rank, a.seq) < (_line.own_rank, _line.seq)
+        limit _max;
+    end if;
+end
+$$;
+
 -- wait_of: the place of a pending job in its line and how long it waits there: the jobs ahead times what they take, divided by the slots
--- of the workers that would run them; null if there is no such worker, or nothing is known of those jobs.
+-- of the workers that would run them, or of the limit if that is less; a rate may ask for more. In a line that is full it waits for one end
+-- more than jobs are ahead. Null if there is no such worker, or nothing is known of those jobs.
 create or replace function jobqueue.wait_of(_job jobqueue.job, out queue_position int, out wait_seconds double precision)
 language plpgsql stable
 set search_path = pg_catalog, jobqueue, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off set jit = off
 as $$
 declare
-    most int := (select q.concurrency from queue q where q.name = _job.queue);
+    q jobqueue.queue := (select x from queue x where x.name = _job.queue);
+    l jobqueue.admission_line;
     slots bigint;
     work double precision;
 begin
     if _job.ready_seq is null then
-        return;
+        select * into l from admission_line x where x.job_id = _job.id and x.stage <> 6;
+        if not found then
+            return;
+        end if;
     end if;
     -- types without a history count as the mean of the others
     select 1 + coalesce(sum(k.n), 0), sum(k.n * k.seconds) * sum(k.n) / nullif(sum(k.n) filter (where k.seconds is not null), 0)
     into queue_position, work
     from (
         select a.job_type, count(*) as n, run_expectation(a.job_type) as seconds
-        from (
-            select x.job_type
-            from job x
-            where x.queue = _job.queue and x.ready_seq is not null and (-x.priority, x.ready_seq) < (-_job.priority, _job.ready_seq)
-            order by (-x.priority) desc, x.ready_seq desc
-            limit 9999) a
+        from ahead_of(_job, l, 9999) a (job_type)
         group by a.job_type) k;
-    select least(sum(coalesce(w.concurrency, greatest(w.running, 1))), most) into slots
+    if l.stage between 1 and 4 then
+        work := coalesce(work * queue_position / nullif(queue_position - 1, 0), run_expectation(_job.job_type));
+    end if;
+    select least(sum(coalesce(w.concurrency, greatest(w.running, 1))), q.concurrency,
+        case when l.stage in (1, 2) then stage_limit(q, l.stage, l.tier) end) into slots
     from worker w
     where w.stopped_at is null and w.drain_requested_at is null and w.heartbeat_at > now() - interval '30 s'
         and (w.queues is null or _job.queue = any (w.queues)) and (w.job_types is null or _job.job_type = any (w.job_types));
-    wait_seconds := case when slots is null then null when queue_position = 1 then 0 else work / slots end;
+    wait_seconds := case when slots is null then null when work is null and queue_position = 1 then 0 else work / slots end;
+    if l.stage = 3 or l.stage = 4 and q.rate_limit ->> 'per' = 'queue' then
+        wait_seconds := greatest(wait_seconds,
+            queue_position * (q.rate_limit ->> 'period')::double precision / (q.rate_limit ->> 'limit')::double precision);
+    end if;
 end
 $$;

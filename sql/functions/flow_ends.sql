@@ -55,7 +55,8 @@ $$;
 create or replace function jobqueue.release_children(_parents uuid[])
 returns void
 language plpgsql
-set search_path = pg_catalog, jobqueue, pg_temp
+-- jobqueue twice: it notes itself what it releases (guard.sql)
+set search_path = pg_catalog, jobqueue, jobqueue, pg_temp
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
 as $$
 declare
@@ -105,6 +106,7 @@ begin
     if released is null then
         return;
     end if;
+    insert into statistics_note (queue, from_status, to_status, changes) values ('', 'blocked', 'pending', cardinality(released));
     if limited is not null then
         perform join_line(limited);
     end if;
@@ -191,6 +193,14 @@ declare
     needed uuid;
     flows uuid[];
 begin
+    -- a child that somebody takes up again at this moment is waited for, and then seen: it may be blocked by the job that goes
+    perform from job c
+    where c.id in (
+            select e.child_id from unnest(_ids, _statuses) x (id, status) join edge e on e.parent_id = x.id
+            where x.status in ('failed', 'cancelled') and not e.passed)
+        and c.status in ('failed', 'cancelled')
+    order by c.id
+    for no key update;
     select x.id into needed from unnest(_ids) x (id) where has_waiting_children(x.id) limit 1;
     if found then
         perform refuse('JQ409', 'CONFLICT', format('Job %s cannot be deleted: other jobs wait for it.', needed),

@@ -225,7 +225,8 @@ $$;
 
 -- maintain: run the steps that are due, each once in the whole installation.
 --   _worker  who asks; _only  names of steps to run now, due or not (null: those that are due)
--- Returns (step, done, next_due); without a row nothing was due. Never waits for another worker.
+-- Returns (step, done, next_due); without a row nothing was due. Never waits for another worker. All steps of a call are one transaction, and
+-- what one of them locked stays locked until the last is through: after 100 ms the rest is left to the next call, the longest due first.
 create or replace function jobqueue.maintain(_worker uuid default null, _only text[] default null)
 returns table (step text, done bigint, next_due timestamptz)
 language plpgsql security definer
@@ -237,11 +238,12 @@ declare
     new_state jsonb;
     removed int;
     place uuid;
+    began timestamptz := clock_timestamp();
 begin
     for m in
         select * from maintenance x
         where case when _only is null then x.next_at <= now() else x.step = any (_only) end
-        order by x.step
+        order by x.next_at, x.step
         for update skip locked
     loop
         new_state := m.state - array['error', 'failed_at'];
@@ -315,8 +317,18 @@ begin
         update maintenance x set next_at = coalesce(next_due, now() + m.every), last_at = now(), last_done = done, state = new_state where x.step = m.step;
         step := m.step;
         return next;
+        exit when _only is null and clock_timestamp() > began + interval '100 ms';
     end loop;
 end
+$$;
+
+-- maintenance_is_due: whether a call of maintain would find something to do. Volatile, to see what a call in the same statement has left.
+create or replace function jobqueue.maintenance_is_due()
+returns boolean
+language sql volatile security definer
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+    select exists (select from maintenance m where m.next_at <= now())
 $$;
 
 -- next_due: when the next waiting job becomes due; null if none waits.

@@ -107,11 +107,17 @@ set search_path = pg_catalog, jobqueue, pg_temp
 as $$
 #variable_conflict use_column
 declare
+    ids uuid[];
+    originals uuid[];
     id uuid;
     outcome text;
 begin
     redriven := 0; sent := 0; conflicts := 0; unroutable := 0;
-    for id in select d.id from dead_letters(redrive.dead_letter, redrive.options) d loop
+    select array_agg(d.id order by d.created_at, d.id), array_agg(d.dead_letter_of) into ids, originals
+    from dead_letters(redrive.dead_letter, redrive.options) d;
+    -- all of them in the order of their ids, as bulk actions go, and not one by one in the order of their copies
+    perform from job j where j.id = any (ids || originals) order by j.id for update;
+    foreach id in array coalesce(ids, '{}') loop
         outcome := redrive_one(id, redrive.options ->> 'destination', redrive.options ->> 'source');
         case outcome
             when 'redriven' then redriven := redriven + 1;
@@ -179,7 +185,7 @@ as $$
     select jsonb_object_agg(o.key, o.value)
     from jsonb_each(jsonb_build_object('job_type', _copy.job_type, 'tenant', _copy.tenant, 'priority', _copy.priority,
         'subject', _copy.subject, 'display_name', _copy.display_name, 'created_by', _copy.created_by, 'metadata', _copy.metadata,
-        'group', _copy.group_key, 'tier', _copy.tier,
+        'group', _copy.group_key, 'tier', _copy.tier, 'trace_context', _copy.options -> 'trace_context',
         'singleton_key', (select j.singleton_key from jobqueue.job j where j.id = _copy.dead_letter_of))) o
     where o.value <> 'null'
 $$;

@@ -331,7 +331,13 @@ class Client:
             change = {"concurrency": 3}
         if queue == "keys" and "key_concurrency" in change:
             change = {"key_concurrency": self.chance.choice((1, 2, 3))}
-        self.engine.call("update_queue", queue, change)
+        try:
+            self.engine.call("update_queue", queue, change)
+        except psycopg.Error as error:
+            # another client has just given it what does not go together with this: a policy, fairness or ageing
+            if queue != "flex" or error.sqlstate != "JQ400":
+                raise
+            self.refusals["update_queue JQ400"] += 1
 
     # maintenance; time is moved first
 

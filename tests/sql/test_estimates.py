@@ -211,6 +211,50 @@ def test_the_wait_of_a_pending_job_is_jobs_ahead_times_their_mean_by_the_slots(e
     assert engine.row(estimate, jobs[6])["ends_at"] is None
 
 
+def test_a_job_that_waits_for_a_limit_has_a_place_in_its_line_and_an_estimate(engine: Engine) -> None:
+    engine.call("create_queue", "q", Jsonb({"concurrency": 2}))
+    completed_run(engine, "q", 30)
+    learn(engine)
+    engine.call("register_worker", WORKER, Jsonb({"name": "w", "concurrency": 50, "queues": ["q"]}))
+    jobs = [engine.send() for _ in range(6)]
+    estimate = "select * from jobqueue.estimate(%s)"
+    assert [engine.row(estimate, job)["queue_position"] for job in jobs] == [1, 2, 3, 4, 5, 6], (
+        "before anybody admitted them"
+    )
+    assert {claim.id for claim in engine.claim(5)} == set(jobs[:2])
+    urgent = engine.send(priority=5)
+    assert engine.claim(5) == [], "the limit is reached, and the urgent job is in its place now"
+    assert [engine.row(estimate, job)["queue_position"] for job in (urgent, *jobs[2:])] == [1, 2, 3, 4, 5]
+    # Both slots are taken: the n-th of the line waits for n jobs of 30 s to end in two slots, although the worker has 50.
+    assert engine.row(estimate, urgent)["wait_seconds"] == pytest.approx(15, rel=0.01)
+    assert engine.row(estimate, jobs[5])["wait_seconds"] == pytest.approx(5 * 15, rel=0.01)
+    assert engine.value("select jobqueue.http_queue_position(%s)", jobs[5]) == 5
+
+
+def test_the_line_of_a_group_counts_its_own_jobs_and_a_fair_queue_takes_turns(engine: Engine) -> None:
+    place = "select queue_position from jobqueue.estimate(%s)"
+    engine.call("create_queue", "grouped", Jsonb({"group_concurrency": {"default": 1}}))
+    noisy = [engine.send(queue="grouped", group="noisy") for _ in range(5)]
+    assert len(engine.claim(9, queue="grouped")) == 1
+    quiet = [engine.send(queue="grouped", group="quiet") for _ in range(3)]
+    assert len(engine.claim(9, queue="grouped")) == 1
+    assert [engine.value(place, job) for job in (*noisy[1:], *quiet[1:])] == [1, 2, 3, 4, 1, 2]
+    engine.call("create_queue", "fair", Jsonb({"concurrency": 1, "fair_by": "tenant"}))
+    many = [engine.send(queue="fair", tenant="many") for _ in range(5)]
+    assert len(engine.claim(9, queue="fair")) == 1
+    few = engine.send(queue="fair", tenant="few")
+    assert engine.claim(9, queue="fair") == []
+    assert engine.value(place, few) == 1
+    assert engine.value(place, many[4]) == 5
+    engine.call("create_queue", "slow", Jsonb({"rate_limit": {"limit": 1, "period": "1 min"}}))
+    rated = [engine.send(queue="slow") for _ in range(4)]
+    assert len(engine.claim(9, queue="slow")) == 1
+    completed_run(engine, "other", 1)
+    learn(engine)
+    engine.call("register_worker", WORKER, Jsonb({"name": "w", "concurrency": 9}))
+    assert engine.row("select wait_seconds from jobqueue.estimate(%s)", rated[3])["wait_seconds"] >= 3 * 60
+
+
 def test_units_that_are_no_number_are_refused(engine: Engine) -> None:
     claim = engine.claimed()
     for units, stage in ((-1, None), (None, None), (float("inf"), None), (1, "")):

@@ -246,6 +246,24 @@ def test_a_child_that_failed_with_its_parent_does_not_wait_for_a_parent_that_was
     assert engine.call("retry", ids["b"], "again") == "pending"
 
 
+def test_a_parent_is_not_deleted_while_its_child_is_being_taken_up_again(engine: Engine) -> None:
+    ids = send_flow(engine, {"ref": "a"}, {"ref": "b", "depends_on": ["a"], "on_failure": "fail"})
+    fail(engine, ids["a"])
+    assert engine.status(ids["b"]) == "failed"
+    deleter = engine.another()
+    with psycopg.connect(engine.dsn) as person, ThreadPoolExecutor(1) as pool:
+        assert Engine(person, engine.dsn).call("retry", ids["b"], "again") == "blocked"
+        deleting = pool.submit(deleter.refused, deleter.call, "delete_job", ids["a"], "tidy")
+        waiting = "select exists (select from pg_locks where not granted and pid = %s)"
+        wait_until(lambda: engine.value(waiting, deleter.connection.info.backend_pid), what="the deletion waits")
+        person.commit()
+        assert (deleting.result(20).sqlstate, engine.status(ids["a"])) == ("JQ409", "failed")
+    assert engine.row("select status, unfinished_parents from jobqueue.job where id = %s", ids["b"]) == {
+        "status": "blocked",
+        "unfinished_parents": 1,
+    }
+
+
 def test_purging_a_queue_cancels_a_flow_whatever_its_edges_say(engine: Engine) -> None:
     send_flow(
         engine, {"ref": "a"}, {"ref": "b", "depends_on": ["a"], "on_failure": "fail"}, {"ref": "c", "depends_on": ["b"]}
