@@ -15,7 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from jobqueue.api import actions, administration, bulk, docs_page, events, groups, history, jobs, lists, probes
+from jobqueue import __version__
+from jobqueue.api import actions, administration, bulk, docs_page, events, groups, history, jobs, lists, metrics, probes
 from jobqueue.api.authenticators import ApiKeys, DefaultAuthenticator
 from jobqueue.api.context import Call, Services
 from jobqueue.api.database import Database
@@ -25,16 +26,24 @@ from jobqueue.api.feed import Feed
 from jobqueue.api.hub import Hub
 from jobqueue.api.identity import Authenticator
 from jobqueue.api.limits import MAX_BODY_BYTES
+from jobqueue.api.meter import Meter
+from jobqueue.api.metrics import Numbers
 from jobqueue.api.openapi import build_document
 from jobqueue.api.operations import Operation, Reply
+from jobqueue.api.paths import Paths
 from jobqueue.api.probes import Readiness
 from jobqueue.api.quotas import Quotas
+from jobqueue.api.reads import Reads
 from jobqueue.api.security import EXPOSED_HEADERS, Headers
 from jobqueue.api.shutdown import waits_end_at_signals
 from jobqueue.api.tickets import Tickets
 from jobqueue.api.tokens import make_tokens
+from jobqueue.api.ui import routes as ui
 from jobqueue.database.migrations import check_schema_async
 from jobqueue.settings import Settings, load_settings
+
+ALLOWED_HEADERS = ("Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "X-Request-Id")
+TRACE_HEADERS = ("traceparent", "tracestate", "baggage")
 
 
 async def get_document(call: Call) -> Response:
@@ -57,6 +66,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *groups.OPERATIONS,
     *administration.OPERATIONS,
     *probes.OPERATIONS,
+    *metrics.OPERATIONS,
     Operation(
         name="openapi",
         method="GET",
@@ -108,17 +118,20 @@ def create_app(
         authenticator or DefaultAuthenticator(ApiKeys(database), make_tokens(settings)),
         Quotas(database),
         Tickets(database),
+        Reads(database),
         max_body_bytes,
     )
+    meter = Meter()
     app = Starlette(
-        routes=_routes(services, OPERATIONS),
-        middleware=_middleware(settings),
+        routes=[Paths(_routes(services, _operations(settings))), *ui.routes(services)],
+        middleware=_middleware(settings, meter),
         exception_handlers={Exception: _answer_error, 404: _answer_error, 405: _answer_error},
         lifespan=_lifespan,
     )
     app.router.redirect_slashes = False
     app.state.services = services
     app.state.feed = Feed(database, services.hub)
+    app.state.meter, app.state.numbers, app.state.version = meter, Numbers(database), __version__
     app.state.job_links = {operation.link: operation.path for operation in OPERATIONS if operation.link}
     app.state.openapi, app.state.docs = _documents(settings.api_prefix, settings.tenant_segment)
     return app
@@ -139,29 +152,43 @@ async def _lifespan(app: Starlette) -> AsyncIterator[None]:
         async with services.database.connection() as connection:
             await check_schema_async(connection)
         services.hub.start()
+        app.state.meter.start(services, app.state.feed)
         with waits_end_at_signals():
             yield
     finally:
+        await app.state.meter.stop()
         await services.hub.stop()
         await services.quotas.stop()
         await services.database.close()
 
 
-def _middleware(settings: Settings) -> list[Middleware]:
-    found = [Middleware(Headers, access_log=settings.api_access_log)]
+def _middleware(settings: Settings, meter: Meter) -> list[Middleware]:
+    found = [Middleware(Headers, access_log=settings.api_access_log, meter=meter)]
     if settings.api_cors_origins:
-        # No credentials: keys travel in a header that scripts set themselves, and cookies of this API's do not exist.
+        # No credentials: keys travel in a header that scripts set themselves, and the dashboard's cookie is for its own pages.
         found.append(
             Middleware(
                 CORSMiddleware,
                 allow_origins=settings.api_cors_origins,
                 allow_methods=["GET", "HEAD", "POST", "PATCH", "DELETE"],
-                allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "If-None-Match", "X-Request-Id"],
+                allow_headers=[*ALLOWED_HEADERS, *(TRACE_HEADERS if settings.otel else ())],
                 expose_headers=EXPOSED_HEADERS,
                 max_age=600,
             )
         )
     return found
+
+
+def _operations(settings: Settings) -> Iterable[Operation]:
+    """The table; traced if the settings say so. Raises ConfigurationError if OpenTelemetry is not installed."""
+    if not settings.otel:
+        return OPERATIONS
+    from jobqueue.instrumentation import require_opentelemetry
+
+    require_opentelemetry()
+    from jobqueue.api.tracing import traced
+
+    return traced(OPERATIONS)
 
 
 def _routes(services: Services, operations: Iterable[Operation]) -> list[Route]:
@@ -172,7 +199,7 @@ def _routes(services: Services, operations: Iterable[Operation]) -> list[Route]:
         bases = [prefix]
         if operation.of_tenant:
             bases.append(f"{prefix}/{segment}/{{tenant}}")
-        if operation.is_probe and prefix:
+        if (operation.is_probe or operation.at_root) and prefix:
             bases.append("")
         for base in bases:
             by_base.setdefault((base, operation.path), {})[operation.method] = operation

@@ -136,7 +136,9 @@ async def _is_still_let_in(call: Call) -> bool:
         # Not "has a ticket in its query": any parameter's value may read so.
         if call.scope.get("jobqueue.by_ticket"):
             return await call.services.tickets.is_still_good(call.principal)
-        return await call.services.authenticate(HTTPConnection(call.scope)) == call.principal
+        # A page of the dashboard comes with a session's cookie, which the API's authenticator does not know.
+        identify = call.scope.get("jobqueue.identify", call.services.authenticate)
+        return bool(await identify(HTTPConnection(call.scope)) == call.principal)
     except ApiError:
         return False
     except (psycopg.Error, JobqueueError):
@@ -151,6 +153,11 @@ async def get_events(call: Call) -> Response:
     """Stream what changes for the caller's tenants."""
     if call.scope["method"] == "HEAD":
         return Response(headers=streams.HEADERS, media_type=streams.MEDIA_TYPE)
+    return await tenant_stream(call)
+
+
+async def tenant_stream(call: Call) -> EventStream:
+    """Return the stream of what changes for the tenants that a request sees."""
     first = await feed_of(call).summary(call.tenants)
     return EventStream(_tenant_events(call, first), feed_of(call), call.principal.key)
 

@@ -71,6 +71,9 @@ class SendJob(BaseModel):
         None, description="when one of them fails or is cancelled"
     )
     batch: StrictStr | None = Field(None, description="the id of a batch that it belongs to")
+    trace_context: dict[str, StrictStr] | None = Field(
+        None, description="W3C trace context that it comes from: traceparent, tracestate, baggage"
+    )
 
 
 class SendJobs(BaseModel):

@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from jobqueue.api.encoding import dump_json
 from jobqueue.api.errors import ApiError, envelope
+from jobqueue.api.meter import Meter
 
 logger = logging.getLogger("jobqueue.api.access")
 
@@ -22,8 +23,8 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 MOST_HEADERS = 100
 MOST_HEADER_BYTES = 32 * 1024
 LONGEST_PATH = 4096
-QUIET = ("/livez", "/readyz")
-"""Probes come every few seconds: logged as debug unless they fail."""
+QUIET = ("/livez", "/readyz", "/metrics")
+"""Probes and scrapes come every few seconds: logged as debug unless they fail."""
 
 SECURITY_HEADERS: tuple[tuple[bytes, bytes], ...] = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
@@ -47,9 +48,10 @@ class Headers:
     100 headers, 32 kB of them, or a path over 4 kB is answered 431 or 414 here.
     """
 
-    def __init__(self, app: ASGIApp, access_log: bool = True) -> None:
+    def __init__(self, app: ASGIApp, access_log: bool = True, meter: Meter | None = None) -> None:
         self.app = app
         self.access_log = access_log
+        self.meter = meter
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,7 +70,7 @@ class Headers:
                 has_policy = any(name == b"content-security-policy" for name, _ in own)
                 message["headers"] = [
                     *own,
-                    *(SECURITY_HEADERS[1:] if has_policy else SECURITY_HEADERS),
+                    *(_missing(own) if has_policy else SECURITY_HEADERS),
                     (b"request-id", request_id),
                 ]
             await send(message)
@@ -76,8 +78,17 @@ class Headers:
         try:
             await (_excess(scope) or self.app)(scope, receive, send_with_headers)
         finally:
+            seconds = time.perf_counter() - began
+            if self.meter is not None:
+                self.meter.count(scope, status, seconds)
             if self.access_log:
-                _log(scope, status, time.perf_counter() - began)
+                _log(scope, status, seconds)
+
+
+def _missing(own: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """The security headers that a page with a policy of its own does not set itself."""
+    names = {name for name, _ in own}
+    return [header for header in SECURITY_HEADERS if header[0] not in names]
 
 
 def request_id_of(scope: Scope) -> str:

@@ -1,12 +1,16 @@
 -- What \df+ jobqueue.* shows. Names are unique, so no arguments are needed.
 
-comment on trigger job_guard on jobqueue.job is 'Refuses every change of status that is not allowed (JQ409).';
+comment on trigger job_guard on jobqueue.job is 'Refuses every change of status that is not allowed (JQ409), and counts the others.';
 comment on trigger job_guard_delete on jobqueue.job is 'Only an ended job can be deleted.';
 comment on trigger job_children_go on jobqueue.job is 'What hangs on deleted jobs goes with them.';
 comment on function jobqueue.acknowledge is 'The worker stopped the handler as it was asked: cancel makes the job cancelled, pause makes it paused.';
-comment on function jobqueue.action_list is 'The one table of what can be done with a job by status, and why not.';
+comment on function jobqueue.possible_actions is 'The one table of what can be done with a job by status.';
+comment on function jobqueue.impossible_actions is 'What cannot be done in a status, with the reasons, as members of a JSON object.';
+comment on function jobqueue.action_sets is 'What can be done with a job now, and what cannot, with the reasons as members of a JSON object.';
+comment on function jobqueue.action_list is 'What can be done with a job now, and why not, as rows.';
 comment on function jobqueue.actions is 'Everything that could be done with a job, whether it is allowed now, and if not, why. Errors: JQ404.';
 comment on function jobqueue.after_failure is 'What a job that ended as failed brings about: a copy in its dead letter queue.';
+comment on function jobqueue.now_minus is 'The time that lies so far back from now; null for null.';
 comment on function jobqueue.allowed_actions is 'The names of what can be done with a job now. Errors: JQ404.';
 comment on function jobqueue.anyone_watches is 'Whether somebody listens to jobs at all. Asked before anything is looked up for listeners.';
 comment on function jobqueue.ask_worker is 'Request an action of the worker of a running job; it hears of it at once by notification, or with its next heartbeat.';
@@ -46,6 +50,7 @@ comment on function jobqueue.holder_of is 'Who stands in the place of a job that
 comment on function jobqueue.housekeeping is 'What listeners, stopped workers, old keys and old stages left behind.';
 comment on function jobqueue.http_context is 'Make this transaction the caller''s.';
 comment on function jobqueue.http_job is 'GET /jobs/{id} as one call; parameters of http_context and http_job_state.';
+comment on function jobqueue.http_read is 'Many jobs for GET /jobs/{id}, each as its own request may see it, in the order asked for.';
 comment on function jobqueue.http_more is 'What the API adds to a row of the view jobqueue.jobs, as JSON members.';
 comment on function jobqueue.http_job_body is 'The job as JSON text, as the caller may see it. Null if there is none.';
 comment on function jobqueue.http_job_state is 'What an answer about a job is decided by, and the job itself unless the caller has it already.';
@@ -70,6 +75,7 @@ comment on function jobqueue.last_checkpoint is 'Where a claimed job goes on, an
 comment on function jobqueue.lock_claim is 'The job of a valid claim, locked; raises JQ409 LEASE_LOST or JQ404 otherwise.';
 comment on function jobqueue.lock_job is 'A job that the caller may see, locked; JQ404 otherwise.';
 comment on function jobqueue.maintain is 'Run the steps that are due, each once in the whole installation.';
+comment on function jobqueue.maintenance_is_due is 'Whether a call of maintain would find something to do.';
 comment on function jobqueue.mark_done is 'Remember that parts of the job are done; a part is named by a key. Returns how many keys are new.';
 comment on function jobqueue.new_id is 'A new id: uuid version 7.';
 comment on function jobqueue.new_job is 'The row that a call of send asks for; not stored yet. Raises JQ400, JQ403 or JQ413.';
@@ -89,7 +95,9 @@ comment on function jobqueue.refuse is 'Raise one of the queue''s own errors.';
 comment on function jobqueue.refuse_job is 'JQ404 for a job that does not exist or that the caller may not see.';
 comment on function jobqueue.refuse_large is 'Raise JQ413 if a value is over its limit.';
 comment on function jobqueue.refuse_lost is 'JQ409 for a worker whose claim is not valid any more; JQ404 if the job is gone.';
-comment on function jobqueue.refuse_transition is 'The trigger''s voice.';
+comment on function jobqueue.refuse_change is 'JQ409 for a change of status that is not allowed.';
+comment on function jobqueue.refuse_deletion is 'The trigger''s voice when a job is deleted that has not ended.';
+comment on function jobqueue.count_transition is 'Refuse a change of status, or note it for the counters of monitoring.';
 comment on function jobqueue.refuse_unknown_option is 'Raise UNKNOWN_OPTION for the first key of _options that is not in _known, with the nearest known name.';
 comment on function jobqueue.refused_of is 'Why the rest of a settle was not completed; results that cannot be stored end their attempt.';
 comment on function jobqueue.register_job_types is 'What workers can run, and how it is called, tried again and shown; every way of sending applies it.';
@@ -108,6 +116,7 @@ comment on function jobqueue.run_now is 'Do not wait for run_at. Returns the job
 comment on function jobqueue.see_worker is 'Note that a worker is alive; an unknown one is registered.';
 comment on function jobqueue.sees_all_tenants is 'Whether this transaction sees all tenants (jobqueue.tenants is *).';
 comment on function jobqueue.sees_tenant is 'Whether this transaction may see and act for a tenant.';
+comment on function jobqueue.seconds_until is 'How far ahead a time lies, in seconds; negative: so long ago. Null for null.';
 comment on function jobqueue.send is 'Add one job to a queue, in the caller''s transaction. payload: any JSON, at most 8 MB; options: see job_options(). Returns (id, created, reason). Errors: JQ400, JQ403, JQ404, JQ409, JQ413.';
 comment on function jobqueue.send_each is 'The general way of many jobs; an error names the element.';
 comment on function jobqueue.send_many is 'Add many jobs to a queue in one call, all or none: [{payload, options}], at most 100,000. Returns (id, created, reason) per element, in order. Errors: those of send; DETAIL names the index.';

@@ -78,8 +78,10 @@ begin
         return jsonb_build_object('id', null, 'action', _body ->> 'action', 'status', 'dry_run', 'total', n, 'done', 0,
             'counts', case when n <= 20000 then bulk_portion(_body ->> 'action', _ids, 'dry run', true) end)::text;
     end if;
-    insert into bulk_operation (tenant, action, reason, actor, ids)
-    values (_tenant, _body ->> 'action', http_reason(_body ->> 'reason'), nullif(current_setting('jobqueue.actor', true), ''), _ids)
+    insert into bulk_operation (tenant, action, reason, actor, filter, ids)
+    values (_tenant, _body ->> 'action', http_reason(_body ->> 'reason'), nullif(current_setting('jobqueue.actor', true), ''),
+        -- a list of ids is in ids; here their number is enough
+        case when _body -> 'filter' ? 'ids' then _body -> 'filter' || jsonb_build_object('ids', n) else _body -> 'filter' end, _ids)
     returning * into op;
     perform check_reason(op.reason);
     if n <= 500 then

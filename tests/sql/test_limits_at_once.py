@@ -59,7 +59,7 @@ def work(dsn: str, claimers: int, jobs: int, batch: int = 10, queue: str = "q", 
                 ).fetchall()
                 begin = time.monotonic()
                 if not rows:
-                    time.sleep(0.002)
+                    time.sleep(0.02)
                     continue
                 back = rows if chance.random() < released else []
                 kept = [] if back else rows

@@ -55,7 +55,13 @@ def test_only_jobqueue_is_at_the_top_with_api_and_sql_inside(wheel: Path) -> Non
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"jobqueue"}
     expected = {f"jobqueue/sql/{path.relative_to(REPOSITORY / 'sql')}" for path in (REPOSITORY / "sql").rglob("*.sql")}
-    assert expected
+    expected |= {
+        f"jobqueue/{path.relative_to(REPOSITORY)}"
+        for folder in ("templates", "static")
+        for path in (REPOSITORY / "api" / "ui" / folder).rglob("*")
+        if path.is_file()
+    }
+    assert {"jobqueue/api/ui/templates/frame.html", "jobqueue/api/ui/static/vendor/htmx.min.js"} <= expected
     assert expected <= set(names)
     assert {"jobqueue/api/app.py", "jobqueue/py.typed"} <= set(names)
     assert not [name for name in names if "__pycache__" in name or name.startswith("tests/")]

@@ -72,7 +72,7 @@ def test_health_and_doctor_exit_with_1_if_something_failed(dsn: str, connection:
 def test_top_shows_queues_workers_and_what_needs_attention(dsn: str, connection: Connection) -> None:
     connection.execute("select jobqueue.send('q') from generate_series(1, 3)")
     connection.execute("select jobqueue.pause_queue('q', 'too hot')")
-    connection.execute("select jobqueue.register_worker(gen_random_uuid(), '{\"name\": \"w1\", \"concurrency\": 9}')")
+    connection.execute('select jobqueue.register_worker(gen_random_uuid(), \'{"name": "w1", "concurrency": 9}\')')
     snapshot = json.loads(run("top", "-o", "json", dsn=dsn).stdout)
     assert [(row["queue"], row["ready"], row["is_paused"]) for row in snapshot["queues"]] == [("q", 3, True)]
     assert [(row["name"], row["state"], row["concurrency"]) for row in snapshot["workers"]] == [("w1", "working", 9)]

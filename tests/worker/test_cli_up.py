@@ -17,7 +17,7 @@ from pathlib import Path
 import psycopg
 
 from jobqueue.database.ephemeral import make_ephemeral_home
-from tests.support.command import REPOSITORY, command_line, environment, run_process
+from tests.support.command import REPOSITORY, command_line, environment, run
 from tests.support.waiting import wait_until
 
 APPLICATION = """
@@ -64,6 +64,7 @@ class Up:
         wait_until(lambda: "ctrl-C stops" in self.said or self.process.poll() is not None, what="up", timeout=60)
         match = re.search(r"API: (http://\S+)/openapi.json", self.said)
         assert match is not None, self.said
+        assert f"dashboard: {match[1]}/ui/" in self.said
         return match[1]
 
     def end(self, number: signal.Signals | None = None) -> int:
@@ -105,9 +106,7 @@ def lives(pid: int) -> bool:
 def test_up_migrates_runs_a_job_and_leaves_nothing_behind(empty_dsn: str, tmp_path: Path) -> None:
     with up("--port", "0", directory=tmp_path, JOBQUEUE_DSN=empty_dsn, JOBQUEUE_APP="double_app") as running:
         address = running.wait_until_up()
-        sent = run_process(
-            "send", "double", '{"number": 21}', "--wait", "--timeout", "30", "-o", "json", dsn=empty_dsn
-        )  # fmt: skip
+        sent = run("send", "double", '{"number": 21}', "--wait", "--timeout", "30", "-o", "json", dsn=empty_dsn)
         job = json.loads(sent.stdout)
         assert (sent.returncode, job["result"]) == (0, {"result": 42}), sent.stderr + running.said
         with urllib.request.urlopen(f"{address}/jobs/{job['id']}", timeout=10) as answer:
@@ -126,9 +125,9 @@ def test_without_a_dsn_the_embedded_server_comes_and_goes_with_it(tmp_path: Path
     with up("--port", "0", directory=tmp_path, JOBQUEUE_DATA_DIR=str(home)) as running:
         running.wait_until_up()
         assert "no worker: name an application" in running.said
-        assert run_process("server", "dsn", JOBQUEUE_DATA_DIR=str(home)).returncode == 0
+        assert run("server", "dsn", JOBQUEUE_DATA_DIR=str(home)).returncode == 0
         assert running.end(signal.SIGTERM) == 0, running.said
-    assert run_process("server", "dsn", JOBQUEUE_DATA_DIR=str(home)).returncode == 69
+    assert run("server", "dsn", JOBQUEUE_DATA_DIR=str(home)).returncode == 69
 
 
 def test_a_busy_port_is_said_and_another_one_taken(dsn: str, tmp_path: Path) -> None:

@@ -1,0 +1,2 @@
+drop index jobqueue.audit_pauses;
+drop table jobqueue.ui_session;

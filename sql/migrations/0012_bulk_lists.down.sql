@@ -1,0 +1,1 @@
+alter table jobqueue.bulk_operation drop column filter, drop column total;
