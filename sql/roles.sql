@@ -63,7 +63,7 @@ grant execute on function
     jobqueue.progress(uuid, uuid, int, text, jsonb), jobqueue.stage(uuid, uuid, text, text, jsonb),
     jobqueue.checkpoint(uuid, uuid, text, jsonb, text, text, boolean), jobqueue.mark_done(uuid, uuid, text[]), jobqueue.done_keys(uuid),
     jobqueue.register_worker(uuid, jsonb), jobqueue.stop_worker(uuid), jobqueue.queue_names(), jobqueue.register_job_types(jsonb),
-    jobqueue.maintain(uuid, text[])
+    jobqueue.maintain(uuid, text[]), jobqueue.maintenance_is_due()
     to jobqueue_worker;
 
 grant execute on function
@@ -89,6 +89,7 @@ grant execute on function
     jobqueue.http_job_body(uuid, text[], text[], boolean), jobqueue.http_with(text, text, json), jobqueue.http_more(uuid, boolean),
     jobqueue.http_job_state(uuid, text[], text[], text[], boolean),
     jobqueue.http_job(text, text, uuid, text[], text[], text[], boolean),
+    jobqueue.http_read(text, text[], uuid[], text[], text[], text[], boolean),
     jobqueue.http_send_one(jsonb, jsonb, boolean), jobqueue.http_send_all(jsonb, jsonb, boolean),
     jobqueue.http_take_key(text, text, text), jobqueue.http_keep_key(text, text, uuid[]),
     jobqueue.http_send(text, text, jsonb, jsonb, boolean, text, text, text),
@@ -101,6 +102,7 @@ grant execute on function
     jobqueue.http_names(jsonb, text), jobqueue.http_conditions(jsonb), jobqueue.http_candidates(jsonb), jobqueue.http_tenants(jsonb),
     jobqueue.http_found(jsonb, timestamptz, uuid, int, int), jobqueue.http_total(jsonb, int),
     jobqueue.http_jobs(text, text, jsonb, timestamptz, uuid, int, int, text[]),
+    jobqueue.http_recent(int), jobqueue.first_id(timestamptz), jobqueue.http_worker_rows(boolean),
     jobqueue.http_active(text, text, text, int, text[]), jobqueue.http_counts(jsonb), jobqueue.http_stats(text, text, jsonb),
     jobqueue.http_history(text, text, uuid, text, boolean), jobqueue.http_audit_row(jobqueue.audit, boolean),
     jobqueue.http_audit(text, text, jsonb, bigint, int, boolean),
@@ -185,11 +187,20 @@ grant execute on function
 grant execute on function jobqueue.estimate(uuid) to jobqueue_api, jobqueue_support_readonly, jobqueue_worker;
 -- end of tracking
 
+-- The clock: functions/clock.sql
+grant execute on function jobqueue.seconds_until(timestamptz), jobqueue.now_minus(interval)
+    to jobqueue_producer, jobqueue_worker, jobqueue_api, jobqueue_support_readonly;
+-- end of the clock
+
 -- Statistics: functions/queue_stats.sql, gauges.sql, warnings.sql. Numbers of whole queues, so no tenant is asked for.
 grant execute on function jobqueue.queue_stats(text, timestamptz, timestamptz, interval), jobqueue.queue_gauges(text)
     to jobqueue_api, jobqueue_support_readonly, jobqueue_producer, jobqueue_worker;
 grant execute on function jobqueue.warnings() to jobqueue_worker, jobqueue_support_readonly;
 -- end of statistics
+
+-- Metrics: functions/metrics.sql. Numbers of whole queues, so no tenant is asked for.
+grant execute on function jobqueue.metrics() to jobqueue_api, jobqueue_support_readonly;
+-- end of metrics
 
 -- Flows and batches: functions/flow.sql, batch.sql
 grant select on jobqueue.edge, jobqueue.flow, jobqueue.flow_member, jobqueue.batch to jobqueue_api, jobqueue_support_readonly;
@@ -200,6 +211,35 @@ grant execute on function
     jobqueue.parents(uuid), jobqueue.children(uuid), jobqueue.flow_status(uuid), jobqueue.batch_status(uuid)
     to jobqueue_producer, jobqueue_worker, jobqueue_api, jobqueue_support_readonly;
 -- end of flows and batches
+
+-- Pages of the dashboard: functions/http_failures.sql, http_views.sql
+grant execute on function
+    jobqueue.http_message_shape(text), jobqueue.http_fingerprint(text, text), jobqueue.http_failed(text, text, int),
+    jobqueue.http_failures(text, text, jsonb, int, int), jobqueue.http_failure_bulk(text, text, text, jsonb, int),
+    jobqueue.http_sparks(), jobqueue.http_queue_workers(), jobqueue.http_overview(text, text), jobqueue.http_running(),
+    jobqueue.http_workers(text, text), jobqueue.http_ticks(text, int), jobqueue.http_schedules(text, text),
+    jobqueue.http_batch_jobs(text, text, uuid, int), jobqueue.http_tenant_page(text, text, text, int),
+    jobqueue.http_system(text, text), jobqueue.http_database(), jobqueue.http_bulks(text, text, uuid, int)
+    to jobqueue_api;
+-- end of pages of the dashboard
+
+-- The dashboard: functions/ui_sessions.sql, http_unfinished.sql
+grant execute on function
+    jobqueue.start_ui_session(bytea, text, bytea, interval), jobqueue.find_ui_session(bytea), jobqueue.end_ui_session(bytea),
+    jobqueue.unfinished_ids(int), jobqueue.http_unfinished(text, text, jsonb, timestamptz, uuid, int, text[])
+    to jobqueue_api;
+do $$
+begin
+    -- nobody reads it but its functions
+    alter table jobqueue.ui_session enable row level security;
+end
+$$;
+-- end of the dashboard
+
+-- Telemetry: functions/trace.sql
+grant execute on function jobqueue.with_trace_context(jsonb, jsonb) to jobqueue_producer, jobqueue_worker, jobqueue_api;
+grant execute on function jobqueue.trace_context(uuid) to jobqueue_api, jobqueue_support_readonly;
+-- end of telemetry
 
 -- Rows: jobqueue_api sees the tenants of its transaction, support sees all. Nobody else has a policy, so nobody else sees a row.
 do $$

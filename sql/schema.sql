@@ -111,6 +111,9 @@ CREATE FUNCTION jobqueue.action_list(_job jobqueue.job) RETURNS TABLE(action tex
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.action_sets(_job jobqueue.job, OUT allowed text[], OUT refused text) RETURNS record
+    LANGUAGE plpgsql STABLE;
+
 CREATE FUNCTION jobqueue.actions(id uuid) RETURNS TABLE(action text, allowed boolean, reason text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -122,6 +125,10 @@ CREATE FUNCTION jobqueue.actor_of(_job uuid, _actions text[]) RETURNS text
 CREATE FUNCTION jobqueue.add_bins(_bins bigint[]) RETURNS bigint[]
     LANGUAGE sql IMMUTABLE PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.add_totals(_ids bigint[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE TABLE jobqueue.queue (
     name text NOT NULL COLLATE pg_catalog."C",
@@ -196,6 +203,33 @@ CREATE FUNCTION jobqueue.ago(_at timestamp with time zone) RETURNS text
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
 
+CREATE TABLE jobqueue.admission_line (
+    job_id uuid NOT NULL,
+    queue_number integer NOT NULL,
+    stage smallint DEFAULT 0 NOT NULL,
+    line text DEFAULT ''::text NOT NULL COLLATE pg_catalog."C",
+    rank bigint DEFAULT 0 NOT NULL,
+    seq bigint NOT NULL,
+    held integer DEFAULT 0 NOT NULL,
+    own_rank bigint NOT NULL,
+    key_line text COLLATE pg_catalog."C",
+    group_line text COLLATE pg_catalog."C",
+    rate_line text COLLATE pg_catalog."C",
+    tier text,
+    lane text DEFAULT ''::text NOT NULL COLLATE pg_catalog."C",
+    entered_at timestamp with time zone DEFAULT now() NOT NULL
+)
+WITH (fillfactor='70');
+
+CREATE FUNCTION jobqueue.ahead_of(_job jobqueue.job, _line jobqueue.admission_line, _max integer) RETURNS SETOF text
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
 CREATE FUNCTION jobqueue.allowed_actions(id uuid) RETURNS text[]
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -216,6 +250,10 @@ CREATE FUNCTION jobqueue.api_key_is_live(_id text) RETURNS boolean
 CREATE FUNCTION jobqueue.api_keys_state(OUT version bigint, OUT any_keys boolean) RETURNS record
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.are_only_traced(_jobs jsonb) RETURNS boolean
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
 
 CREATE FUNCTION jobqueue.ask_worker(_job jobqueue.job, _action text, _reason text) RETURNS text
     LANGUAGE plpgsql
@@ -246,6 +284,9 @@ CREATE FUNCTION jobqueue.blocked_job(_job jobqueue.job) RETURNS jobqueue.job
 CREATE FUNCTION jobqueue.blocked_keys(queue text) RETURNS TABLE(singleton_key text, tenant text, job_id uuid, status text, since timestamp with time zone, waiting bigint)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.bucket_of(_seconds real) RETURNS bigint
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE;
 
 CREATE FUNCTION jobqueue.bulk(action text, filter jsonb, reason text, dry_run boolean DEFAULT false, expected_count integer DEFAULT NULL::integer) RETURNS TABLE(outcome text, jobs bigint)
     LANGUAGE plpgsql SECURITY DEFINER
@@ -321,6 +362,10 @@ CREATE FUNCTION jobqueue.check_event(_event text) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.check_failures() RETURNS TABLE(name text, status text, detail text, what_to_do text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.check_flow_element(_element jsonb) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -388,6 +433,10 @@ CREATE FUNCTION jobqueue.check_stats_range(_queue text, _since timestamp with ti
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.check_table_size() RETURNS TABLE(name text, status text, detail text, what_to_do text)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.check_tenant(_tenant text) RETURNS void
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
@@ -423,7 +472,7 @@ CREATE FUNCTION jobqueue.claim_any(_worker uuid, _queues text[], _rank_from inte
 
 CREATE FUNCTION jobqueue.claim_queue(_queue text, _worker uuid, _ranks_from integer[], _seqs_from bigint[], _ranks_to integer[], _seqs_to bigint[], _max_jobs integer, _start integer, _suspects integer, _job_types text[]) RETURNS TABLE(claim_id bigint, id uuid, claim_token uuid, queue text, job_type text, payload jsonb, priority integer, ready_seq bigint, tenant text, subject text, display_name text, metadata jsonb, stats jsonb, options jsonb, attempt integer, retry_count integer, created_at timestamp with time zone, created_by text, started_at timestamp with time zone, lease_until timestamp with time zone, timeout double precision, max_runtime double precision, suspect boolean, checkpoint_id bigint, total_stages integer, batch_id uuid, group_key text, singleton_key text, run_at timestamp with time zone)
     LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET search_path TO 'pg_catalog', 'jobqueue', 'jobqueue', 'pg_temp'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
     SET enable_hashjoin TO 'off'
@@ -485,6 +534,10 @@ CREATE FUNCTION jobqueue.count_standing(_ids uuid[], _begins boolean, _ends bool
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
     SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.count_transition() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.count_waits(_plan jobqueue.flow_plan, _ids uuid[], _statuses text[], OUT passed boolean[], OUT waits integer[]) RETURNS record
     LANGUAGE sql
@@ -624,6 +677,9 @@ CREATE FUNCTION jobqueue.due_ticks(_schedule jobqueue.schedule) RETURNS timestam
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.duration_bounds() RETURNS real[]
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE;
+
 CREATE FUNCTION jobqueue.edge_list(_value jsonb, _on_failure jsonb) RETURNS TABLE(target text, on_failure text)
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -643,6 +699,10 @@ CREATE FUNCTION jobqueue.end_parents(_parents uuid[], _locked boolean) RETURNS u
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
     SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.end_ui_session(_hash bytea) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.estimate(id uuid) RETURNS TABLE(queue_position integer, wait_seconds double precision, run_seconds double precision, starts_at timestamp with time zone, ends_at timestamp with time zone)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -727,24 +787,6 @@ CREATE FUNCTION jobqueue.fail_one(_id uuid, _token uuid, _error jsonb, _retry_in
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
-CREATE TABLE jobqueue.admission_line (
-    job_id uuid NOT NULL,
-    queue_number integer NOT NULL,
-    stage smallint DEFAULT 0 NOT NULL,
-    line text DEFAULT ''::text NOT NULL COLLATE pg_catalog."C",
-    rank bigint DEFAULT 0 NOT NULL,
-    seq bigint NOT NULL,
-    held integer DEFAULT 0 NOT NULL,
-    own_rank bigint NOT NULL,
-    key_line text COLLATE pg_catalog."C",
-    group_line text COLLATE pg_catalog."C",
-    rate_line text COLLATE pg_catalog."C",
-    tier text,
-    lane text DEFAULT ''::text NOT NULL COLLATE pg_catalog."C",
-    entered_at timestamp with time zone DEFAULT now() NOT NULL
-)
-WITH (fillfactor='70');
-
 CREATE FUNCTION jobqueue.fair_turns(_queue_number integer, _last_lane text, _room integer) RETURNS jobqueue.admission_line[]
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
@@ -761,6 +803,10 @@ CREATE FUNCTION jobqueue.find_api_key(_id text, _hash bytea) RETURNS TABLE(subje
 
 CREATE FUNCTION jobqueue.find_jobs(queue text, filter jsonb DEFAULT '{}'::jsonb, max_jobs integer DEFAULT 1000, after uuid DEFAULT NULL::uuid) RETURNS TABLE(id uuid, job_type text, status text, priority integer, tenant text, singleton_key text, subject text, display_name text, payload jsonb, run_at timestamp with time zone, created_at timestamp with time zone, retry_count integer, version bigint)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.find_ui_session(_hash bytea) RETURNS TABLE(key_id text, subject text, tenants text[], scopes text[], act_as boolean, quota_reads integer, quota_writes integer, quota_streams integer, ends double precision)
+    LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.first_id(_at timestamp with time zone) RETURNS uuid
@@ -928,6 +974,9 @@ CREATE FUNCTION jobqueue.http_audit_row(_line jobqueue.audit, _traces boolean) R
 CREATE FUNCTION jobqueue.http_batch(_role text, _tenants text, _id uuid) RETURNS text
     LANGUAGE plpgsql;
 
+CREATE FUNCTION jobqueue.http_batch_jobs(_role text, _tenants text, _batch uuid, _most integer) RETURNS text
+    LANGUAGE plpgsql;
+
 CREATE FUNCTION jobqueue.http_bulk(_role text, _tenants text, _actor text, _body jsonb, _owner text, _key text, _fingerprint text, OUT body text, OUT replayed boolean) RETURNS record
     LANGUAGE plpgsql;
 
@@ -945,6 +994,9 @@ CREATE FUNCTION jobqueue.http_bulk_start(_body jsonb, _ids uuid[], _tenant text)
 CREATE FUNCTION jobqueue.http_bulk_tenant(_named text) RETURNS text
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.http_bulks(_role text, _tenants text, _before uuid, _most integer) RETURNS text
+    LANGUAGE plpgsql;
 
 CREATE FUNCTION jobqueue.http_candidates(_statuses jsonb) RETURNS uuid[]
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -967,11 +1019,33 @@ CREATE FUNCTION jobqueue.http_counts(_filter jsonb, OUT counts jsonb, OUT capped
     SET enable_sort TO 'off'
     SET jit TO 'off';
 
+CREATE FUNCTION jobqueue.http_database() RETURNS jsonb
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.http_delete(_role text, _tenants text, _actor text, _id uuid, _reason text) RETURNS text
+    LANGUAGE plpgsql;
+
+CREATE FUNCTION jobqueue.http_failed(_queue text, _tenant text, _most integer) RETURNS TABLE(id uuid, queue text, tenant text, job_type text, error_class text, fingerprint text, error_code text, error_message text, failed_at timestamp with time zone, capped boolean)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.http_failure_bulk(_role text, _tenants text, _actor text, _body jsonb, _most integer) RETURNS text
+    LANGUAGE plpgsql;
+
+CREATE FUNCTION jobqueue.http_failures(_role text, _tenants text, _filter jsonb, _most integer, _groups integer) RETURNS text
     LANGUAGE plpgsql;
 
 CREATE FUNCTION jobqueue.http_fields() RETURNS text[]
     LANGUAGE sql STABLE;
+
+CREATE FUNCTION jobqueue.http_fingerprint(_code text, _message text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE;
 
 CREATE FUNCTION jobqueue.http_flow(_role text, _tenants text, _id uuid) RETURNS text
     LANGUAGE plpgsql;
@@ -1007,6 +1081,9 @@ CREATE FUNCTION jobqueue.http_keep_key(_owner text, _key text, _ids uuid[]) RETU
 CREATE FUNCTION jobqueue.http_list(_role text, _tenants text, _what text) RETURNS text
     LANGUAGE plpgsql;
 
+CREATE FUNCTION jobqueue.http_message_shape(_message text) RETURNS text
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE;
+
 CREATE FUNCTION jobqueue.http_more(_id uuid, _estimate boolean, OUT members text, OUT ends_at timestamp with time zone) RETURNS record
     LANGUAGE plpgsql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -1019,15 +1096,23 @@ CREATE FUNCTION jobqueue.http_names(_value jsonb, _name text) RETURNS text[]
     LANGUAGE plpgsql IMMUTABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.http_overview(_role text, _tenants text) RETURNS text
+    LANGUAGE plpgsql;
+
 CREATE FUNCTION jobqueue.http_queue_position(_id uuid) RETURNS integer
     LANGUAGE plpgsql STABLE SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
-    SET enable_seqscan TO 'off'
-    SET enable_bitmapscan TO 'off'
-    SET jit TO 'off';
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.http_queue_rows(_name text) RETURNS SETOF text
     LANGUAGE sql STABLE;
+
+CREATE FUNCTION jobqueue.http_queue_workers() RETURNS TABLE(queue text, workers bigint)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.http_read(_role text, _tenants text[], _ids uuid[], _etags text[], _fields text[], _include text[], _traces boolean) RETURNS TABLE(etag text, version bigint, status text, alive boolean, due_in double precision, ends_in double precision, body text)
+    LANGUAGE plpgsql;
 
 CREATE FUNCTION jobqueue.http_ready(_queue text) RETURNS bigint
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -1038,6 +1123,19 @@ CREATE FUNCTION jobqueue.http_ready(_queue text) RETURNS bigint
 
 CREATE FUNCTION jobqueue.http_reason(_reason text) RETURNS text
     LANGUAGE sql IMMUTABLE;
+
+CREATE FUNCTION jobqueue.http_recent(_most integer) RETURNS text
+    LANGUAGE sql STABLE;
+
+CREATE FUNCTION jobqueue.http_running() RETURNS TABLE(worker_id uuid, jobs jsonb)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.http_schedules(_role text, _tenants text) RETURNS text
+    LANGUAGE plpgsql;
 
 CREATE FUNCTION jobqueue.http_seconds(_duration interval) RETURNS double precision
     LANGUAGE sql IMMUTABLE;
@@ -1053,6 +1151,10 @@ CREATE FUNCTION jobqueue.http_send_one(_job jsonb, _fixed jsonb, _create_queues 
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.http_settings() RETURNS TABLE(name text, value text)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.http_signals(_role text, _ids uuid[]) RETURNS TABLE(id uuid, tenant text, signal text)
     LANGUAGE plpgsql;
 
@@ -1062,19 +1164,43 @@ CREATE FUNCTION jobqueue.http_snapshots(_role text, _ids uuid[]) RETURNS TABLE(i
 CREATE FUNCTION jobqueue.http_some(_id uuid, _fields text[], _omitted text[]) RETURNS text
     LANGUAGE plpgsql;
 
+CREATE FUNCTION jobqueue.http_sparks() RETURNS TABLE(queue text, completed bigint[], failed bigint[])
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off';
+
 CREATE FUNCTION jobqueue.http_stats(_role text, _tenants text, _filter jsonb, OUT counts text, OUT capped boolean) RETURNS record
     LANGUAGE plpgsql;
 
 CREATE FUNCTION jobqueue.http_summary(_role text, _tenants text) RETURNS text
     LANGUAGE plpgsql;
 
+CREATE FUNCTION jobqueue.http_system(_role text, _tenants text) RETURNS text
+    LANGUAGE plpgsql;
+
+CREATE FUNCTION jobqueue.http_tables() RETURNS TABLE(name text, bytes bigint, index_bytes bigint, live_rows bigint, dead_rows bigint, vacuumed_at timestamp with time zone, analyzed_at timestamp with time zone)
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.http_take_key(_owner text, _key text, _fingerprint text) RETURNS uuid[]
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.http_tenant_page(_role text, _tenants text, _tenant text, _most integer) RETURNS text
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_sort TO 'on'
+    SET jit TO 'off';
+
 CREATE FUNCTION jobqueue.http_tenants(_named jsonb) RETURNS SETOF text
     LANGUAGE plpgsql STABLE
     SET enable_seqscan TO 'off';
+
+CREATE FUNCTION jobqueue.http_ticks(_name text, _count integer) RETURNS jsonb
+    LANGUAGE sql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.http_total(_filter jsonb, _most integer) RETURNS bigint
     LANGUAGE plpgsql STABLE
@@ -1085,6 +1211,13 @@ CREATE FUNCTION jobqueue.http_total(_filter jsonb, _most integer) RETURNS bigint
     SET enable_sort TO 'off'
     SET jit TO 'off';
 
+CREATE FUNCTION jobqueue.http_unfinished(_role text, _tenants text, _filter jsonb, _after_at timestamp with time zone, _after_id uuid, _most integer, _fields text[]) RETURNS TABLE(total bigint, id uuid, created_at timestamp with time zone, body text)
+    LANGUAGE plpgsql
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
 CREATE FUNCTION jobqueue.http_versions(_role text, _ids uuid[]) RETURNS TABLE(id uuid, version bigint, alive boolean)
     LANGUAGE plpgsql;
 
@@ -1093,6 +1226,23 @@ CREATE FUNCTION jobqueue.http_watch(_role text, _topics text[], _duration interv
 
 CREATE FUNCTION jobqueue.http_with(_object text, _key text, _list json) RETURNS text
     LANGUAGE sql IMMUTABLE;
+
+CREATE FUNCTION jobqueue.http_worker_rows(_named boolean) RETURNS text
+    LANGUAGE sql STABLE;
+
+CREATE FUNCTION jobqueue.http_workers(_role text, _tenants text) RETURNS text
+    LANGUAGE plpgsql;
+
+CREATE FUNCTION jobqueue.impossible_actions(_status text) RETURNS text
+    LANGUAGE sql IMMUTABLE;
+
+CREATE FUNCTION jobqueue.in_flight() RETURNS TABLE(queue text, running bigint, stuck bigint, unrescued bigint)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
 
 CREATE FUNCTION jobqueue.in_strict_order(_arrivals jobqueue.admission_line[], _floor bigint) RETURNS jobqueue.admission_line[]
     LANGUAGE plpgsql
@@ -1118,8 +1268,11 @@ CREATE FUNCTION jobqueue.is_only_api(_role name) RETURNS boolean
     LANGUAGE sql STABLE PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp';
 
+CREATE FUNCTION jobqueue.is_only_traced(_options jsonb) RETURNS boolean
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE;
+
 CREATE FUNCTION jobqueue.is_pausable(_job jobqueue.job) RETURNS boolean
-    LANGUAGE sql STABLE
+    LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.is_plain(_queue jobqueue.queue) RETURNS boolean
@@ -1139,6 +1292,9 @@ CREATE FUNCTION jobqueue.is_set_aside(_tenant text, _job_type text) RETURNS bool
 CREATE FUNCTION jobqueue.is_too_large(_value jsonb, _what text, _default bigint) RETURNS boolean
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.is_trace_context(_value jsonb) RETURNS boolean
+    LANGUAGE sql IMMUTABLE;
 
 CREATE FUNCTION jobqueue.is_uuid(_text text) RETURNS boolean
     LANGUAGE sql IMMUTABLE
@@ -1346,6 +1502,10 @@ CREATE FUNCTION jobqueue.maintain(_worker uuid DEFAULT NULL::uuid, _only text[] 
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.maintenance_is_due() RETURNS boolean
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.make_ready(_queue jobqueue.queue, _rows jobqueue.admission_line[]) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
@@ -1392,6 +1552,31 @@ CREATE FUNCTION jobqueue.merge_statistic(_row jobqueue.statistic) RETURNS void
     LANGUAGE sql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.metric_database() RETURNS TABLE(name text, labels jsonb, value double precision, buckets jsonb)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.metric_queues(_flying jsonb) RETURNS TABLE(name text, labels jsonb, value double precision, buckets jsonb)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.metric_totals(_notes bigint[]) RETURNS TABLE(name text, labels jsonb, value double precision, buckets jsonb)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.metric_transitions(_notes bigint[], _running bigint) RETURNS TABLE(name text, labels jsonb, value double precision, buckets jsonb)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.metric_workers() RETURNS TABLE(name text, labels jsonb, value double precision, buckets jsonb)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.metrics() RETURNS TABLE(name text, labels jsonb, value double precision, buckets jsonb)
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET jit TO 'off';
+
 CREATE FUNCTION jobqueue.moment_of(_zone text, _local timestamp without time zone, OUT at timestamp with time zone, OUT skipped boolean) RETURNS record
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -1411,6 +1596,8 @@ CREATE TABLE jobqueue.bulk_operation (
     counts jsonb DEFAULT '{}'::jsonb NOT NULL,
     created_at timestamp with time zone DEFAULT now() NOT NULL,
     ended_at timestamp with time zone,
+    filter jsonb,
+    total integer GENERATED ALWAYS AS (cardinality(ids)) STORED,
     CONSTRAINT bulk_operation_action_is_known CHECK ((action = ANY (ARRAY['cancel'::text, 'pause'::text, 'resume'::text, 'retry'::text, 'restart'::text, 'skip'::text, 'run_now'::text, 'delete'::text]))),
     CONSTRAINT bulk_operation_is_counted CHECK (((done >= 0) AND (done <= cardinality(ids))))
 )
@@ -1472,6 +1659,9 @@ CREATE FUNCTION jobqueue.note_starts(_queue jobqueue.queue, _ids uuid[]) RETURNS
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
     SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.now_minus(_duration interval) RETURNS timestamp with time zone
+    LANGUAGE sql STABLE;
 
 CREATE FUNCTION jobqueue.oldest_ready(_queue text, _number integer) RETURNS double precision
     LANGUAGE sql STABLE
@@ -1561,6 +1751,9 @@ CREATE FUNCTION jobqueue.percentile(_bins bigint[], _share double precision) RET
 CREATE FUNCTION jobqueue.policy_key(_tenant text, _key text) RETURNS text
     LANGUAGE sql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.possible_actions(_status text) RETURNS text[]
+    LANGUAGE sql IMMUTABLE;
 
 CREATE FUNCTION jobqueue.preview_redrive(dead_letter text, options jsonb DEFAULT '{}'::jsonb) RETURNS TABLE(destination text, originals bigint, new_jobs bigint)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -1821,9 +2014,17 @@ CREATE FUNCTION jobqueue.refuse_batch(_id uuid) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.refuse_change(_id uuid, _from text, _to text, _allowed text[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
 CREATE FUNCTION jobqueue.refuse_cycle(_plan jobqueue.flow_plan, _ordered integer[]) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.refuse_deletion() RETURNS trigger
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'pg_temp';
 
 CREATE FUNCTION jobqueue.refuse_element(_index bigint, _ref text, _state text, _message text, _hint text, _detail jsonb) RETURNS void
     LANGUAGE sql
@@ -1846,10 +2047,6 @@ CREATE FUNCTION jobqueue.refuse_queue(_name text) RETURNS void
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.refuse_rule(_message text, _part text, _hint text DEFAULT ''::text) RETURNS void
-    LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'pg_temp';
-
-CREATE FUNCTION jobqueue.refuse_transition() RETURNS trigger
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp';
 
@@ -1883,7 +2080,7 @@ CREATE FUNCTION jobqueue.release(id uuid, token uuid) RETURNS text
 
 CREATE FUNCTION jobqueue.release_children(_parents uuid[]) RETURNS void
     LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET search_path TO 'pg_catalog', 'jobqueue', 'jobqueue', 'pg_temp'
     SET enable_seqscan TO 'off'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
@@ -2127,6 +2324,9 @@ CREATE FUNCTION jobqueue.seconds_left(_job jobqueue.job) RETURNS double precisio
     SET enable_mergejoin TO 'off'
     SET jit TO 'off';
 
+CREATE FUNCTION jobqueue.seconds_until(_at timestamp with time zone) RETURNS double precision
+    LANGUAGE sql;
+
 CREATE FUNCTION jobqueue.see_worker(_worker uuid) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -2174,6 +2374,10 @@ CREATE FUNCTION jobqueue.sent_in(_minute timestamp with time zone, _queue text D
     SET enable_bitmapscan TO 'off'
     SET jit TO 'off';
 
+CREATE FUNCTION jobqueue.series_of(_queue text, _job_type text, OUT queue text, OUT job_type text) RETURNS record
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.set_estimates(defaults jsonb) RETURNS integer
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -2184,7 +2388,7 @@ CREATE FUNCTION jobqueue.setting_of(_name text, _default jsonb) RETURNS jsonb
 
 CREATE FUNCTION jobqueue.settle(_worker uuid, _ids uuid[], _tokens uuid[], _results jsonb[], _stats jsonb[], _finished_claims bigint[]) RETURNS TABLE(id uuid, token uuid, outcome text)
     LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET search_path TO 'pg_catalog', 'jobqueue', 'jobqueue', 'pg_temp'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
     SET enable_hashjoin TO 'off'
@@ -2257,6 +2461,10 @@ CREATE FUNCTION jobqueue.stamped_flags(_job jobqueue.job, _queue jobqueue.queue)
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.start_ui_session(_hash bytea, _key text, _key_hash bytea, _lasts interval DEFAULT '12:00:00'::interval) RETURNS timestamp with time zone
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.statistics_between(_queue text, _from timestamp with time zone, _until timestamp with time zone) RETURNS SETOF jobqueue.statistic
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
@@ -2326,6 +2534,45 @@ CREATE FUNCTION jobqueue.sum_notes(_ids bigint[]) RETURNS SETOF jobqueue.statist
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
     SET enable_seqscan TO 'off'
     SET jit TO 'off';
+
+CREATE TABLE jobqueue.total (
+    queue text NOT NULL COLLATE pg_catalog."C",
+    job_type text NOT NULL COLLATE pg_catalog."C",
+    completed bigint DEFAULT 0 NOT NULL,
+    failed bigint DEFAULT 0 NOT NULL,
+    cancelled bigint DEFAULT 0 NOT NULL,
+    skipped bigint DEFAULT 0 NOT NULL,
+    failed_attempts bigint DEFAULT 0 NOT NULL,
+    retried bigint DEFAULT 0 NOT NULL,
+    wait_seconds double precision DEFAULT 0 NOT NULL,
+    run_seconds double precision DEFAULT 0 NOT NULL,
+    waits bigint[] DEFAULT '{}'::bigint[] NOT NULL,
+    runs bigint[] DEFAULT '{}'::bigint[] NOT NULL
+)
+WITH (fillfactor='50');
+
+CREATE FUNCTION jobqueue.sum_totals(_ids bigint[]) RETURNS SETOF jobqueue.total
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off';
+
+CREATE TABLE jobqueue.transition_total (
+    from_status text NOT NULL,
+    to_status text NOT NULL,
+    n bigint DEFAULT 0 NOT NULL
+)
+WITH (fillfactor='50');
+
+CREATE FUNCTION jobqueue.sum_transitions(_ids bigint[]) RETURNS SETOF jobqueue.transition_total
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.table_bound() RETURNS bigint
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.take_back_ready(_tenant text, _job_type text) RETURNS void
     LANGUAGE plpgsql
@@ -2406,6 +2653,10 @@ CREATE FUNCTION jobqueue.to_boolean(_value jsonb, _name text) RETURNS boolean
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
 
+CREATE FUNCTION jobqueue.to_buckets(_histogram bigint[]) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.to_group_limits(_value jsonb) RETURNS jsonb
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -2441,6 +2692,20 @@ CREATE FUNCTION jobqueue.to_time(_value jsonb, _name text) RETURNS timestamp wit
 CREATE FUNCTION jobqueue.to_weight(_value jsonb, _name text) RETURNS double precision
     LANGUAGE plpgsql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.trace_context(id uuid) RETURNS jsonb
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.trace_option(_options jsonb) RETURNS jsonb
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.unfinished_ids(_most integer DEFAULT 20000) RETURNS uuid[]
+    LANGUAGE plpgsql STABLE SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off';
 
 CREATE FUNCTION jobqueue.unschedule(name text) RETURNS boolean
     LANGUAGE plpgsql SECURITY DEFINER
@@ -2528,6 +2793,10 @@ CREATE FUNCTION jobqueue.way_back(_copy jobqueue.job, _destination text, _source
 
 CREATE FUNCTION jobqueue.who_acts() RETURNS text
     LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
+CREATE FUNCTION jobqueue.with_trace_context(jobs jsonb, context jsonb) RETURNS jsonb
+    LANGUAGE sql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
 
 CREATE FUNCTION jobqueue.zone_name(_zone text) RETURNS text
@@ -3043,13 +3312,20 @@ CREATE TABLE jobqueue.statistics_note (
     failed_attempts integer DEFAULT 0 NOT NULL,
     retried integer DEFAULT 0 NOT NULL,
     waits real[],
-    runs real[]
+    runs real[],
+    job_type text COLLATE pg_catalog."C",
+    job_types text[] COLLATE pg_catalog."C",
+    from_status text,
+    to_status text,
+    changes integer
 )
 WITH (toast_tuple_target='8160');
 
 ALTER TABLE ONLY jobqueue.statistics_note ALTER COLUMN waits SET STORAGE EXTERNAL;
 
 ALTER TABLE ONLY jobqueue.statistics_note ALTER COLUMN runs SET STORAGE EXTERNAL;
+
+ALTER TABLE ONLY jobqueue.statistics_note ALTER COLUMN job_types SET STORAGE EXTERNAL;
 
 ALTER TABLE jobqueue.statistics_note ALTER COLUMN id ADD GENERATED ALWAYS AS IDENTITY (
     SEQUENCE NAME jobqueue.statistics_note_id_seq
@@ -3081,6 +3357,17 @@ CREATE TABLE jobqueue.tenant_pause (
     pause_reason text NOT NULL,
     paused_by text NOT NULL
 );
+
+CREATE TABLE jobqueue.ui_session (
+    hash bytea NOT NULL,
+    key_id text NOT NULL COLLATE pg_catalog."C",
+    key_hash bytea NOT NULL,
+    created_at timestamp with time zone DEFAULT now() NOT NULL,
+    last_used_at timestamp with time zone DEFAULT now() NOT NULL,
+    expires_at timestamp with time zone NOT NULL,
+    CONSTRAINT ui_session_hashes_are_sha256 CHECK (((length(hash) = 32) AND (length(key_hash) = 32)))
+)
+WITH (fillfactor='70');
 
 CREATE UNLOGGED TABLE jobqueue.watch (
     topic text NOT NULL COLLATE pg_catalog."C",
@@ -3239,6 +3526,15 @@ ALTER TABLE ONLY jobqueue.subscription
 ALTER TABLE ONLY jobqueue.tenant_pause
     ADD CONSTRAINT tenant_pause_pkey PRIMARY KEY (tenant);
 
+ALTER TABLE ONLY jobqueue.total
+    ADD CONSTRAINT total_pkey PRIMARY KEY (queue, job_type);
+
+ALTER TABLE ONLY jobqueue.transition_total
+    ADD CONSTRAINT transition_total_pkey PRIMARY KEY (from_status, to_status);
+
+ALTER TABLE ONLY jobqueue.ui_session
+    ADD CONSTRAINT ui_session_pkey PRIMARY KEY (hash);
+
 ALTER TABLE ONLY jobqueue.watch
     ADD CONSTRAINT watch_pkey PRIMARY KEY (topic);
 
@@ -3256,6 +3552,8 @@ CREATE INDEX admission_note_now ON jobqueue.admission_note USING btree (queue_nu
 CREATE INDEX audit_of_job ON jobqueue.audit USING btree (job_id, id) WHERE (job_id IS NOT NULL);
 
 CREATE INDEX audit_of_tenant ON jobqueue.audit USING btree (tenant, id) WHERE (tenant IS NOT NULL);
+
+CREATE INDEX audit_pauses ON jobqueue.audit USING btree (id) WHERE ((action = 'pause'::text) AND (job_id IS NOT NULL));
 
 CREATE INDEX batch_list ON jobqueue.batch USING btree (tenant, created_at, id);
 
@@ -3305,13 +3603,21 @@ CREATE INDEX statistic_age ON jobqueue.statistic USING btree (begins_at, minutes
 
 CREATE INDEX stream_ticket_age ON jobqueue.stream_ticket USING btree (expires_at);
 
+CREATE INDEX ui_session_age ON jobqueue.ui_session USING btree (expires_at);
+
 CREATE TRIGGER api_key_changed AFTER INSERT OR DELETE OR UPDATE OF id, secret_hash, previous_hash, previous_until, tenants, scopes, subject, act_as, quota_reads, quota_writes, quota_streams, expires_at, revoked_at OR TRUNCATE ON jobqueue.api_key FOR EACH STATEMENT EXECUTE FUNCTION jobqueue.api_key_changed();
 
 CREATE TRIGGER job_children_go AFTER DELETE ON jobqueue.job REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION jobqueue.remove_children();
 
-CREATE TRIGGER job_guard AFTER UPDATE OF status ON jobqueue.job FOR EACH ROW WHEN (((old.status IS DISTINCT FROM new.status) AND (NOT jobqueue.can_become(old.status, new.status)))) EXECUTE FUNCTION jobqueue.refuse_transition();
+CREATE TRIGGER job_guard AFTER UPDATE OF status ON jobqueue.job FOR EACH ROW WHEN (((old.status <> new.status) AND (
+        CASE new.status
+            WHEN 'completed'::text THEN (old.status <> 'processing'::text)
+            WHEN 'processing'::text THEN (old.status <> 'pending'::text)
+            WHEN 'pending'::text THEN (old.status <> 'blocked'::text)
+            ELSE true
+        END OR (current_setting('search_path'::text) <> 'pg_catalog, jobqueue, jobqueue, pg_temp'::text)))) EXECUTE FUNCTION jobqueue.count_transition();
 
-CREATE TRIGGER job_guard_delete BEFORE DELETE ON jobqueue.job FOR EACH ROW WHEN ((old.status <> ALL (ARRAY['completed'::text, 'failed'::text, 'cancelled'::text, 'skipped'::text]))) EXECUTE FUNCTION jobqueue.refuse_transition();
+CREATE TRIGGER job_guard_delete BEFORE DELETE ON jobqueue.job FOR EACH ROW WHEN ((old.status <> ALL (ARRAY['completed'::text, 'failed'::text, 'cancelled'::text, 'skipped'::text]))) EXECUTE FUNCTION jobqueue.refuse_deletion();
 
 ALTER TABLE jobqueue.api_key ENABLE ROW LEVEL SECURITY;
 
@@ -3401,6 +3707,8 @@ CREATE POLICY tenant_read ON jobqueue.stage FOR SELECT TO jobqueue_api USING (((
 
 CREATE POLICY tenant_read ON jobqueue.tenant_pause FOR SELECT TO jobqueue_api USING (((tenant = ANY (( SELECT jobqueue.visible_tenants() AS visible_tenants)::text[])) OR ( SELECT jobqueue.sees_all_tenants() AS sees_all_tenants)));
 
+ALTER TABLE jobqueue.ui_session ENABLE ROW LEVEL SECURITY;
+
 GRANT USAGE ON SCHEMA jobqueue TO jobqueue_producer;
 
 GRANT USAGE ON SCHEMA jobqueue TO jobqueue_worker;
@@ -3425,6 +3733,8 @@ GRANT SELECT ON TABLE jobqueue.job TO jobqueue_support_readonly;
 
 REVOKE ALL ON FUNCTION jobqueue.action_list(_job jobqueue.job) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.action_sets(_job jobqueue.job, OUT allowed text[], OUT refused text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.actions(id uuid) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.actions(id uuid) TO jobqueue_api;
@@ -3436,6 +3746,8 @@ GRANT ALL ON FUNCTION jobqueue.actions(id uuid) TO jobqueue_worker;
 REVOKE ALL ON FUNCTION jobqueue.actor_of(_job uuid, _actions text[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.add_bins(_bins bigint[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.add_totals(_ids bigint[]) FROM PUBLIC;
 
 GRANT SELECT ON TABLE jobqueue.queue TO jobqueue_api;
 
@@ -3452,6 +3764,8 @@ REVOKE ALL ON FUNCTION jobqueue.after_end(_ids uuid[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION jobqueue.after_failure(_id uuid, _error jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.ago(_at timestamp with time zone) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.ahead_of(_job jobqueue.job, _line jobqueue.admission_line, _max integer) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.allowed_actions(id uuid) FROM PUBLIC;
 
@@ -3472,6 +3786,8 @@ GRANT ALL ON FUNCTION jobqueue.api_key_is_live(_id text) TO jobqueue_api;
 REVOKE ALL ON FUNCTION jobqueue.api_keys_state(OUT version bigint, OUT any_keys boolean) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.api_keys_state(OUT version bigint, OUT any_keys boolean) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.are_only_traced(_jobs jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.ask_worker(_job jobqueue.job, _action text, _reason text) FROM PUBLIC;
 
@@ -3500,6 +3816,8 @@ REVOKE ALL ON FUNCTION jobqueue.blocked_keys(queue text) FROM PUBLIC;
 GRANT ALL ON FUNCTION jobqueue.blocked_keys(queue text) TO jobqueue_api;
 
 GRANT ALL ON FUNCTION jobqueue.blocked_keys(queue text) TO jobqueue_support_readonly;
+
+REVOKE ALL ON FUNCTION jobqueue.bucket_of(_seconds real) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.bulk(action text, filter jsonb, reason text, dry_run boolean, expected_count integer) FROM PUBLIC;
 
@@ -3549,6 +3867,8 @@ REVOKE ALL ON FUNCTION jobqueue.check_callback(_callback jsonb, _tenant text) FR
 
 REVOKE ALL ON FUNCTION jobqueue.check_event(_event text) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.check_failures() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.check_flow_element(_element jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.check_grants() FROM PUBLIC;
@@ -3580,6 +3900,8 @@ REVOKE ALL ON FUNCTION jobqueue.check_statements() FROM PUBLIC;
 REVOKE ALL ON FUNCTION jobqueue.check_stats(_stats jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.check_stats_range(_queue text, _since timestamp with time zone, _until timestamp with time zone, _bucket interval, OUT low timestamp with time zone, OUT n integer) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.check_table_size() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.check_tenant(_tenant text) FROM PUBLIC;
 
@@ -3642,6 +3964,8 @@ REVOKE ALL ON FUNCTION jobqueue.count_in_line(_number integer) FROM PUBLIC;
 REVOKE ALL ON FUNCTION jobqueue.count_ready(_queue text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.count_standing(_ids uuid[], _begins boolean, _ends boolean) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.count_transition() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.count_waits(_plan jobqueue.flow_plan, _ids uuid[], _statuses text[], OUT passed boolean[], OUT waits integer[]) FROM PUBLIC;
 
@@ -3723,6 +4047,8 @@ GRANT SELECT ON TABLE jobqueue.schedule TO jobqueue_support_readonly;
 
 REVOKE ALL ON FUNCTION jobqueue.due_ticks(_schedule jobqueue.schedule) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.duration_bounds() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.edge_list(_value jsonb, _on_failure jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.edit_distance(_a text, _b text) FROM PUBLIC;
@@ -3730,6 +4056,10 @@ REVOKE ALL ON FUNCTION jobqueue.edit_distance(_a text, _b text) FROM PUBLIC;
 REVOKE ALL ON FUNCTION jobqueue.end_attempt(_job jobqueue.job, _outcome text, _to text, _run_at timestamp with time zone, _error jsonb, _retry_count integer, _lost_count integer, _suspect boolean, _seq bigint, _reason text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.end_parents(_parents uuid[], _locked boolean) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.end_ui_session(_hash bytea) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.end_ui_session(_hash bytea) TO jobqueue_api;
 
 REVOKE ALL ON FUNCTION jobqueue.estimate(id uuid) FROM PUBLIC;
 
@@ -3797,7 +4127,13 @@ GRANT ALL ON FUNCTION jobqueue.find_jobs(queue text, filter jsonb, max_jobs inte
 
 GRANT ALL ON FUNCTION jobqueue.find_jobs(queue text, filter jsonb, max_jobs integer, after uuid) TO jobqueue_support_readonly;
 
+REVOKE ALL ON FUNCTION jobqueue.find_ui_session(_hash bytea) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.find_ui_session(_hash bytea) TO jobqueue_api;
+
 REVOKE ALL ON FUNCTION jobqueue.first_id(_at timestamp with time zone) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.first_id(_at timestamp with time zone) TO jobqueue_api;
 
 REVOKE ALL ON FUNCTION jobqueue.first_ticks(_spec jsonb, _from timestamp with time zone, _until timestamp with time zone, _max integer) FROM PUBLIC;
 
@@ -3903,6 +4239,10 @@ REVOKE ALL ON FUNCTION jobqueue.http_batch(_role text, _tenants text, _id uuid) 
 
 GRANT ALL ON FUNCTION jobqueue.http_batch(_role text, _tenants text, _id uuid) TO jobqueue_api;
 
+REVOKE ALL ON FUNCTION jobqueue.http_batch_jobs(_role text, _tenants text, _batch uuid, _most integer) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_batch_jobs(_role text, _tenants text, _batch uuid, _most integer) TO jobqueue_api;
+
 REVOKE ALL ON FUNCTION jobqueue.http_bulk(_role text, _tenants text, _actor text, _body jsonb, _owner text, _key text, _fingerprint text, OUT body text, OUT replayed boolean) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.http_bulk(_role text, _tenants text, _actor text, _body jsonb, _owner text, _key text, _fingerprint text, OUT body text, OUT replayed boolean) TO jobqueue_api;
@@ -3923,6 +4263,10 @@ REVOKE ALL ON FUNCTION jobqueue.http_bulk_tenant(_named text) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.http_bulk_tenant(_named text) TO jobqueue_api;
 
+REVOKE ALL ON FUNCTION jobqueue.http_bulks(_role text, _tenants text, _before uuid, _most integer) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_bulks(_role text, _tenants text, _before uuid, _most integer) TO jobqueue_api;
+
 REVOKE ALL ON FUNCTION jobqueue.http_candidates(_statuses jsonb) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.http_candidates(_statuses jsonb) TO jobqueue_api;
@@ -3939,13 +4283,33 @@ REVOKE ALL ON FUNCTION jobqueue.http_counts(_filter jsonb, OUT counts jsonb, OUT
 
 GRANT ALL ON FUNCTION jobqueue.http_counts(_filter jsonb, OUT counts jsonb, OUT capped boolean) TO jobqueue_api;
 
+REVOKE ALL ON FUNCTION jobqueue.http_database() FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_database() TO jobqueue_api;
+
 REVOKE ALL ON FUNCTION jobqueue.http_delete(_role text, _tenants text, _actor text, _id uuid, _reason text) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.http_delete(_role text, _tenants text, _actor text, _id uuid, _reason text) TO jobqueue_api;
 
+REVOKE ALL ON FUNCTION jobqueue.http_failed(_queue text, _tenant text, _most integer) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_failed(_queue text, _tenant text, _most integer) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_failure_bulk(_role text, _tenants text, _actor text, _body jsonb, _most integer) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_failure_bulk(_role text, _tenants text, _actor text, _body jsonb, _most integer) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_failures(_role text, _tenants text, _filter jsonb, _most integer, _groups integer) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_failures(_role text, _tenants text, _filter jsonb, _most integer, _groups integer) TO jobqueue_api;
+
 REVOKE ALL ON FUNCTION jobqueue.http_fields() FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.http_fields() TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_fingerprint(_code text, _message text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_fingerprint(_code text, _message text) TO jobqueue_api;
 
 REVOKE ALL ON FUNCTION jobqueue.http_flow(_role text, _tenants text, _id uuid) FROM PUBLIC;
 
@@ -3983,6 +4347,10 @@ REVOKE ALL ON FUNCTION jobqueue.http_list(_role text, _tenants text, _what text)
 
 GRANT ALL ON FUNCTION jobqueue.http_list(_role text, _tenants text, _what text) TO jobqueue_api;
 
+REVOKE ALL ON FUNCTION jobqueue.http_message_shape(_message text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_message_shape(_message text) TO jobqueue_api;
+
 REVOKE ALL ON FUNCTION jobqueue.http_more(_id uuid, _estimate boolean, OUT members text, OUT ends_at timestamp with time zone) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.http_more(_id uuid, _estimate boolean, OUT members text, OUT ends_at timestamp with time zone) TO jobqueue_api;
@@ -3995,6 +4363,10 @@ REVOKE ALL ON FUNCTION jobqueue.http_names(_value jsonb, _name text) FROM PUBLIC
 
 GRANT ALL ON FUNCTION jobqueue.http_names(_value jsonb, _name text) TO jobqueue_api;
 
+REVOKE ALL ON FUNCTION jobqueue.http_overview(_role text, _tenants text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_overview(_role text, _tenants text) TO jobqueue_api;
+
 REVOKE ALL ON FUNCTION jobqueue.http_queue_position(_id uuid) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.http_queue_position(_id uuid) TO jobqueue_api;
@@ -4003,6 +4375,14 @@ REVOKE ALL ON FUNCTION jobqueue.http_queue_rows(_name text) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.http_queue_rows(_name text) TO jobqueue_api;
 
+REVOKE ALL ON FUNCTION jobqueue.http_queue_workers() FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_queue_workers() TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_read(_role text, _tenants text[], _ids uuid[], _etags text[], _fields text[], _include text[], _traces boolean) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_read(_role text, _tenants text[], _ids uuid[], _etags text[], _fields text[], _include text[], _traces boolean) TO jobqueue_api;
+
 REVOKE ALL ON FUNCTION jobqueue.http_ready(_queue text) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.http_ready(_queue text) TO jobqueue_api;
@@ -4010,6 +4390,18 @@ GRANT ALL ON FUNCTION jobqueue.http_ready(_queue text) TO jobqueue_api;
 REVOKE ALL ON FUNCTION jobqueue.http_reason(_reason text) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.http_reason(_reason text) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_recent(_most integer) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_recent(_most integer) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_running() FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_running() TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_schedules(_role text, _tenants text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_schedules(_role text, _tenants text) TO jobqueue_api;
 
 REVOKE ALL ON FUNCTION jobqueue.http_seconds(_duration interval) FROM PUBLIC;
 
@@ -4027,6 +4419,8 @@ REVOKE ALL ON FUNCTION jobqueue.http_send_one(_job jsonb, _fixed jsonb, _create_
 
 GRANT ALL ON FUNCTION jobqueue.http_send_one(_job jsonb, _fixed jsonb, _create_queues boolean, OUT id uuid, OUT created boolean, OUT reason text) TO jobqueue_api;
 
+REVOKE ALL ON FUNCTION jobqueue.http_settings() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.http_signals(_role text, _ids uuid[]) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.http_signals(_role text, _ids uuid[]) TO jobqueue_api;
@@ -4039,6 +4433,10 @@ REVOKE ALL ON FUNCTION jobqueue.http_some(_id uuid, _fields text[], _omitted tex
 
 GRANT ALL ON FUNCTION jobqueue.http_some(_id uuid, _fields text[], _omitted text[]) TO jobqueue_api;
 
+REVOKE ALL ON FUNCTION jobqueue.http_sparks() FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_sparks() TO jobqueue_api;
+
 REVOKE ALL ON FUNCTION jobqueue.http_stats(_role text, _tenants text, _filter jsonb, OUT counts text, OUT capped boolean) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.http_stats(_role text, _tenants text, _filter jsonb, OUT counts text, OUT capped boolean) TO jobqueue_api;
@@ -4047,17 +4445,35 @@ REVOKE ALL ON FUNCTION jobqueue.http_summary(_role text, _tenants text) FROM PUB
 
 GRANT ALL ON FUNCTION jobqueue.http_summary(_role text, _tenants text) TO jobqueue_api;
 
+REVOKE ALL ON FUNCTION jobqueue.http_system(_role text, _tenants text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_system(_role text, _tenants text) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_tables() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.http_take_key(_owner text, _key text, _fingerprint text) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.http_take_key(_owner text, _key text, _fingerprint text) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_tenant_page(_role text, _tenants text, _tenant text, _most integer) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_tenant_page(_role text, _tenants text, _tenant text, _most integer) TO jobqueue_api;
 
 REVOKE ALL ON FUNCTION jobqueue.http_tenants(_named jsonb) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.http_tenants(_named jsonb) TO jobqueue_api;
 
+REVOKE ALL ON FUNCTION jobqueue.http_ticks(_name text, _count integer) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_ticks(_name text, _count integer) TO jobqueue_api;
+
 REVOKE ALL ON FUNCTION jobqueue.http_total(_filter jsonb, _most integer) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.http_total(_filter jsonb, _most integer) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_unfinished(_role text, _tenants text, _filter jsonb, _after_at timestamp with time zone, _after_id uuid, _most integer, _fields text[]) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_unfinished(_role text, _tenants text, _filter jsonb, _after_at timestamp with time zone, _after_id uuid, _most integer, _fields text[]) TO jobqueue_api;
 
 REVOKE ALL ON FUNCTION jobqueue.http_versions(_role text, _ids uuid[]) FROM PUBLIC;
 
@@ -4070,6 +4486,18 @@ GRANT ALL ON FUNCTION jobqueue.http_watch(_role text, _topics text[], _duration 
 REVOKE ALL ON FUNCTION jobqueue.http_with(_object text, _key text, _list json) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.http_with(_object text, _key text, _list json) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_worker_rows(_named boolean) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_worker_rows(_named boolean) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_workers(_role text, _tenants text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_workers(_role text, _tenants text) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.impossible_actions(_status text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.in_flight() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.in_strict_order(_arrivals jobqueue.admission_line[], _floor bigint) FROM PUBLIC;
 
@@ -4089,6 +4517,8 @@ GRANT ALL ON FUNCTION jobqueue.is_only_api(_role name) TO jobqueue_producer;
 
 GRANT ALL ON FUNCTION jobqueue.is_only_api(_role name) TO jobqueue_worker;
 
+REVOKE ALL ON FUNCTION jobqueue.is_only_traced(_options jsonb) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.is_pausable(_job jobqueue.job) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.is_plain(_queue jobqueue.queue) FROM PUBLIC;
@@ -4100,6 +4530,8 @@ REVOKE ALL ON FUNCTION jobqueue.is_plain_job(_element jsonb) FROM PUBLIC;
 REVOKE ALL ON FUNCTION jobqueue.is_set_aside(_tenant text, _job_type text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.is_too_large(_value jsonb, _what text, _default bigint) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.is_trace_context(_value jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.is_uuid(_text text) FROM PUBLIC;
 
@@ -4209,6 +4641,10 @@ REVOKE ALL ON FUNCTION jobqueue.maintain(_worker uuid, _only text[]) FROM PUBLIC
 
 GRANT ALL ON FUNCTION jobqueue.maintain(_worker uuid, _only text[]) TO jobqueue_worker;
 
+REVOKE ALL ON FUNCTION jobqueue.maintenance_is_due() FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.maintenance_is_due() TO jobqueue_worker;
+
 REVOKE ALL ON FUNCTION jobqueue.make_ready(_queue jobqueue.queue, _rows jobqueue.admission_line[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.mark_done(id uuid, token uuid, keys text[]) FROM PUBLIC;
@@ -4218,6 +4654,22 @@ GRANT ALL ON FUNCTION jobqueue.mark_done(id uuid, token uuid, keys text[]) TO jo
 REVOKE ALL ON FUNCTION jobqueue.matches(_job jobqueue.job, _filter jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.merge_statistic(_row jobqueue.statistic) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.metric_database() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.metric_queues(_flying jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.metric_totals(_notes bigint[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.metric_transitions(_notes bigint[], _running bigint) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.metric_workers() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.metrics() FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.metrics() TO jobqueue_api;
+
+GRANT ALL ON FUNCTION jobqueue.metrics() TO jobqueue_support_readonly;
 
 REVOKE ALL ON FUNCTION jobqueue.moment_of(_zone text, _local timestamp without time zone, OUT at timestamp with time zone, OUT skipped boolean) FROM PUBLIC;
 
@@ -4252,6 +4704,16 @@ REVOKE ALL ON FUNCTION jobqueue.note_failure(_id uuid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION jobqueue.note_stage(_job jobqueue.job, _stage text, _took double precision) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.note_starts(_queue jobqueue.queue, _ids uuid[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.now_minus(_duration interval) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.now_minus(_duration interval) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.now_minus(_duration interval) TO jobqueue_worker;
+
+GRANT ALL ON FUNCTION jobqueue.now_minus(_duration interval) TO jobqueue_api;
+
+GRANT ALL ON FUNCTION jobqueue.now_minus(_duration interval) TO jobqueue_support_readonly;
 
 REVOKE ALL ON FUNCTION jobqueue.oldest_ready(_queue text, _number integer) FROM PUBLIC;
 
@@ -4314,6 +4776,8 @@ GRANT ALL ON FUNCTION jobqueue.pause_tenant(name text, reason text) TO jobqueue_
 REVOKE ALL ON FUNCTION jobqueue.percentile(_bins bigint[], _share double precision) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.policy_key(_tenant text, _key text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.possible_actions(_status text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.preview_redrive(dead_letter text, options jsonb) FROM PUBLIC;
 
@@ -4515,7 +4979,11 @@ REVOKE ALL ON FUNCTION jobqueue.refuse(_sqlstate text, _code text, _message text
 
 REVOKE ALL ON FUNCTION jobqueue.refuse_batch(_id uuid) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.refuse_change(_id uuid, _from text, _to text, _allowed text[]) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.refuse_cycle(_plan jobqueue.flow_plan, _ordered integer[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.refuse_deletion() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.refuse_element(_index bigint, _ref text, _state text, _message text, _hint text, _detail jsonb) FROM PUBLIC;
 
@@ -4528,8 +4996,6 @@ REVOKE ALL ON FUNCTION jobqueue.refuse_lost(_id uuid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION jobqueue.refuse_queue(_name text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.refuse_rule(_message text, _part text, _hint text) FROM PUBLIC;
-
-REVOKE ALL ON FUNCTION jobqueue.refuse_transition() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.refuse_unknown_option(_options jsonb, _known text[], _what text) FROM PUBLIC;
 
@@ -4693,6 +5159,16 @@ REVOKE ALL ON FUNCTION jobqueue.schedule_spec(_expression text, _zone text, _sta
 
 REVOKE ALL ON FUNCTION jobqueue.seconds_left(_job jobqueue.job) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.seconds_until(_at timestamp with time zone) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.seconds_until(_at timestamp with time zone) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.seconds_until(_at timestamp with time zone) TO jobqueue_worker;
+
+GRANT ALL ON FUNCTION jobqueue.seconds_until(_at timestamp with time zone) TO jobqueue_api;
+
+GRANT ALL ON FUNCTION jobqueue.seconds_until(_at timestamp with time zone) TO jobqueue_support_readonly;
+
 REVOKE ALL ON FUNCTION jobqueue.see_worker(_worker uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.sees_all_tenants() FROM PUBLIC;
@@ -4747,6 +5223,8 @@ REVOKE ALL ON FUNCTION jobqueue.send_one(_queue jobqueue.queue, _payload jsonb, 
 
 REVOKE ALL ON FUNCTION jobqueue.sent_in(_minute timestamp with time zone, _queue text) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.series_of(_queue text, _job_type text, OUT queue text, OUT job_type text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.set_estimates(defaults jsonb) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.set_estimates(defaults jsonb) TO jobqueue_worker;
@@ -4797,6 +5275,10 @@ REVOKE ALL ON FUNCTION jobqueue.stamped_expiry(_job jobqueue.job, _old jobqueue.
 
 REVOKE ALL ON FUNCTION jobqueue.stamped_flags(_job jobqueue.job, _queue jobqueue.queue) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.start_ui_session(_hash bytea, _key text, _key_hash bytea, _lasts interval) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.start_ui_session(_hash bytea, _key text, _key_hash bytea, _lasts interval) TO jobqueue_api;
+
 REVOKE ALL ON FUNCTION jobqueue.statistics_between(_queue text, _from timestamp with time zone, _until timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.statistics_now(_queue text, _minute timestamp with time zone) FROM PUBLIC;
@@ -4835,6 +5317,12 @@ GRANT ALL ON FUNCTION jobqueue.subscribe(event text, queue text) TO jobqueue_sup
 
 REVOKE ALL ON FUNCTION jobqueue.sum_notes(_ids bigint[]) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.sum_totals(_ids bigint[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.sum_transitions(_ids bigint[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.table_bound() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.take_back_ready(_tenant text, _job_type text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.take_key_again(_id uuid, _to text) FROM PUBLIC;
@@ -4865,6 +5353,8 @@ REVOKE ALL ON FUNCTION jobqueue.to_bigint(_value jsonb, _name text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.to_boolean(_value jsonb, _name text) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.to_buckets(_histogram bigint[]) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.to_group_limits(_value jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.to_id(_value jsonb) FROM PUBLIC;
@@ -4882,6 +5372,18 @@ REVOKE ALL ON FUNCTION jobqueue.to_text(_value jsonb, _name text, _most integer)
 REVOKE ALL ON FUNCTION jobqueue.to_time(_value jsonb, _name text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.to_weight(_value jsonb, _name text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.trace_context(id uuid) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.trace_context(id uuid) TO jobqueue_api;
+
+GRANT ALL ON FUNCTION jobqueue.trace_context(id uuid) TO jobqueue_support_readonly;
+
+REVOKE ALL ON FUNCTION jobqueue.trace_option(_options jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.unfinished_ids(_most integer) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.unfinished_ids(_most integer) TO jobqueue_api;
 
 REVOKE ALL ON FUNCTION jobqueue.unschedule(name text) FROM PUBLIC;
 
@@ -4966,6 +5468,14 @@ GRANT ALL ON FUNCTION jobqueue.watch(topic text, duration interval) TO jobqueue_
 REVOKE ALL ON FUNCTION jobqueue.way_back(_copy jobqueue.job, _destination text, _source text, OUT source text, OUT target text, OUT original boolean) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.who_acts() FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.with_trace_context(jobs jsonb, context jsonb) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.with_trace_context(jobs jsonb, context jsonb) TO jobqueue_producer;
+
+GRANT ALL ON FUNCTION jobqueue.with_trace_context(jobs jsonb, context jsonb) TO jobqueue_worker;
+
+GRANT ALL ON FUNCTION jobqueue.with_trace_context(jobs jsonb, context jsonb) TO jobqueue_api;
 
 REVOKE ALL ON FUNCTION jobqueue.zone_name(_zone text) FROM PUBLIC;
 
