@@ -62,6 +62,7 @@ class ApiKeys:
         self._version = -1
         self._any = True
         self._trusted_until = 0.0
+        self._looked_at = 0.0
         self._looking = asyncio.Lock()
         self._finding = asyncio.Lock()
 
@@ -72,6 +73,7 @@ class ApiKeys:
 
     async def find(self, text: str) -> Principal:
         """Return whose key this is. Raises ApiError: 401 if it is none, or is not let in any more."""
+        asked_at = asyncio.get_running_loop().time()
         digest = hashlib.sha256(text.encode()).digest()
         if digest not in self._known:
             # Before anything is asked of the database; a known key was checked when it was looked up.
@@ -79,7 +81,7 @@ class ApiKeys:
         await self._refresh()
         known = self._known.get(digest)
         if known is None or asyncio.get_running_loop().time() >= known.until:
-            known = await self._look_up(_parsed(text))
+            known = await self._look_up(_parsed(text), asked_at)
         if known.problem is not None:
             key = _parsed(text)
             raise unauthorized(
@@ -91,29 +93,33 @@ class ApiKeys:
             )
         return known.principal
 
-    async def _refresh(self) -> None:
+    async def _refresh(self, since: float = 0.0) -> None:
+        """Learn whether any key has changed, unless that is known, and was asked after `since`."""
         loop = asyncio.get_running_loop()
-        if loop.time() < self._trusted_until:
+        if loop.time() < self._trusted_until and self._looked_at >= since:
             return
         async with self._looking:
             asked_at = loop.time()
-            if asked_at < self._trusted_until:
+            if asked_at < self._trusted_until and self._looked_at >= since:
                 return
             ((version, any_keys),) = await self._database.rows(_STATE, (), read_only=True)
             if version != self._version:
                 self._known.clear()
                 self._unknown.clear()
             self._version, self._any = version, any_keys
-            self._trusted_until = asked_at + self._trusted_seconds
+            self._looked_at, self._trusted_until = asked_at, asked_at + self._trusted_seconds
 
-    async def _look_up(self, key: Key) -> _Known:
+    async def _look_up(self, key: Key, asked_at: float) -> _Known:
         # One after the other: whoever tries keys has one connection at most, and a key that many ask with is read once.
         async with self._finding:
             known, now = self._known.get(key.hash), asyncio.get_running_loop().time()
             if known is not None and now < known.until:
                 return known
             if key.hash in self._unknown:
-                raise _unknown_key()
+                # It may have been let in since; one look answers all who wait here.
+                await self._refresh(since=asked_at)
+                if key.hash in self._unknown:
+                    raise _unknown_key()
             return await self._read(key, self._version, now)
 
     async def _read(self, key: Key, version: int, asked_at: float) -> _Known:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import psycopg
 from psycopg import AsyncConnection
@@ -19,6 +19,8 @@ from jobqueue.errors import ConfigurationError, DatabaseUnavailable
 from jobqueue.settings import Settings, resolve_dsn
 
 logger = logging.getLogger(__name__)
+
+Read = TypeVar("Read")
 
 API_ROLE = "jobqueue_api"
 APPLICATION_NAME = "jobqueue api"
@@ -120,13 +122,19 @@ class Database:
         self, query: str, parameters: Sequence[Any], *, read_only: bool = False, prepare: bool | None = None
     ) -> list[tuple[Any, ...]]:
         """Run one statement and return its rows. A read that meets a dead connection is tried once more."""
-        try:
+        if not read_only:
             return await self._rows(query, parameters, prepare)
+        return await self.reading(lambda: self._rows(query, parameters, prepare))
+
+    async def reading(self, read: Callable[[], Awaitable[Read]]) -> Read:
+        """Run what only reads; once more if it met a dead connection: after a restart of the server all may be dead."""
+        try:
+            return await read()
         except psycopg.OperationalError as error:
-            if not read_only or isinstance(error, PoolTimeout) or not _is_lost(error) or self._pool is None:
+            if isinstance(error, PoolTimeout) or not _is_lost(error) or self._pool is None:
                 raise
             await self._pool.check()
-            return await self._rows(query, parameters, prepare)
+            return await read()
 
     async def _rows(self, query: str, parameters: Sequence[Any], prepare: bool | None) -> list[tuple[Any, ...]]:
         async with self.connection() as connection:

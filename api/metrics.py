@@ -101,14 +101,17 @@ class Numbers:
 
     async def _ask(self) -> list[Row] | None:
         try:
-            async with asyncio.timeout(STATEMENT_SECONDS + 1), self._database.connection(1.0) as connection:
-                async with connection.transaction():
-                    await connection.execute(_CONTEXT, (self._database.role, f"{STATEMENT_SECONDS:g}s"))
-                    cursor = await connection.execute(_QUERY)
-                    return await cursor.fetchall()
+            async with asyncio.timeout(STATEMENT_SECONDS + 1):
+                return await self._database.reading(self._read)
         except Exception as error:
             logger.warning("the database's metrics cannot be read: %s", " ".join(str(error).split()) or "no answer")
             return None
+
+    async def _read(self) -> list[Row]:
+        async with self._database.connection(1.0) as connection, connection.transaction():
+            await connection.execute(_CONTEXT, (self._database.role, f"{STATEMENT_SECONDS:g}s"))
+            cursor = await connection.execute(_QUERY)
+            return await cursor.fetchall()
 
 
 def families(rows: Iterable[Row], version: str) -> list[Metric]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from urllib.parse import unquote
 
 from starlette.datastructures import URLPath
 from starlette.routing import BaseRoute, Match, NoMatchFound, Route
@@ -64,7 +65,7 @@ class Paths(BaseRoute):
         if scope["type"] != "http":
             return Match.NONE, {}
         values: list[str] = []
-        place = self._root.find(_path_of(scope).split("/")[1:], 0, values)
+        place = self._root.find(_segments_of(scope), 0, values)
         if place is None or place.route is None:
             return Match.NONE, {}
         parameters = {**scope.get("path_params", {}), **dict(zip(place.names, values, strict=True))}
@@ -79,8 +80,15 @@ class Paths(BaseRoute):
         raise NoMatchFound(name, path_params)
 
 
-def _path_of(scope: Scope) -> str:
-    """The path below the place at which the application is mounted."""
+def _segments_of(scope: Scope) -> list[str]:
+    """The segments of the path below the place at which the application is mounted."""
     path: str = scope["path"]
     mounted_at: str = scope.get("root_path", "")
-    return path[len(mounted_at) :] if mounted_at and path.startswith(f"{mounted_at}/") else path
+    is_below = bool(mounted_at) and path.startswith(f"{mounted_at}/")
+    raw: bytes = scope.get("raw_path") or b""
+    if b"%2F" in raw or b"%2f" in raw:
+        # A slash within a name, such as the queue a/b: the decoded path does not tell it from others.
+        segments = [unquote(segment) for segment in raw.decode("latin-1").partition("?")[0].split("/")]
+        if "/".join(segments) == path:
+            return segments[1 + mounted_at.count("/") * is_below :]
+    return (path[len(mounted_at) :] if is_below else path).split("/")[1:]

@@ -58,14 +58,18 @@ class Readiness:
 
     async def _look(self) -> str | None:
         try:
-            async with self._database.connection(CHECK_TIMEOUT) as connection:
-                await check_schema_async(connection)
+            # After a restart of the server all connections may be dead; that is no reason to be taken out of service.
+            await self._database.reading(self._check_schema)
         except (SchemaOutdated, SchemaTooNew) as error:
             return error.message
         except Exception as error:
             logger.warning("not ready: %s", " ".join(str(error).split()))
             return "the database cannot be used"
         return None
+
+    async def _check_schema(self) -> None:
+        async with self._database.connection(CHECK_TIMEOUT) as connection:
+            await check_schema_async(connection)
 
 
 async def livez(call: Call) -> Response:

@@ -63,6 +63,7 @@ class Reads:
         self._together = together
         self._lines: dict[Form, deque[_Asked]] = {}
         self._running: set[asyncio.Task[None]] = set()
+        self._alone: set[asyncio.Task[None]] = set()
         self._planned = False
         self._patience: asyncio.TimerHandle | None = None
 
@@ -110,6 +111,15 @@ class Reads:
             for asked in batch:
                 asked.answer.cancel()
             raise
+        except psycopg.errors.QueryCanceled as error:
+            # One took the time of all: each tries by itself, as if it had come alone, and holds up nobody's turn.
+            if len(batch) == 1:
+                _fail(batch, error)
+                return
+            for asked in batch:
+                task = asyncio.create_task(self._answer(form, [asked]))
+                self._alone.add(task)
+                task.add_done_callback(self._alone.discard)
         except Exception as error:
             # A server that is away or too slow would be no better for one of them; of another error only one may be the cause.
             if len(batch) == 1 or not isinstance(error, psycopg.Error) or isinstance(error, psycopg.OperationalError):

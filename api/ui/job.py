@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from jobqueue.api.job_state import FIELDS, job_id_of, job_not_found
 from jobqueue.api.ui.actions import ACTIONS
+from jobqueue.api.ui.rendering import time_of
 from jobqueue.api.ui.views import View
 from jobqueue.api.ui.visit import Visit
 
@@ -79,10 +80,24 @@ class Moment:
 async def show_job(visit: Visit) -> Response:
     """Show a job."""
     job_id = job_id_of(visit.call)
+    found = await visit.call.services.database.reading(lambda: _read(visit, job_id))
+    job, audit = found["job"], found["audit"]
+    return visit.render(
+        "job.html",
+        moments=timeline(job, audit),
+        actions=[(name, job["refused_actions"].get(name)) for name in ACTIONS],
+        keys=KEYS,
+        origin=_origin(visit),
+        **found,
+    )
+
+
+async def _read(visit: Visit, job_id: str) -> dict[str, Any]:
+    """All that the page shows, as of one look. Raises ApiError (404)."""
     async with visit.reading() as connection:
-        job = await _job(visit, connection, job_id)
-        audit = await _history(visit, connection, job_id, "audit")
-        found: dict[str, Any] = {
+        return {
+            "job": await _job(visit, connection, job_id),
+            "audit": await _history(visit, connection, job_id, "audit"),
             "reasons": await _history(visit, connection, job_id, "explain"),
             "values": await _values(connection, job_id),
             "checkpoint": await _one(connection, _CHECKPOINT, (LARGE_VALUE, LONGEST_VALUE, job_id)),
@@ -91,16 +106,6 @@ async def show_job(visit: Visit) -> Response:
             "flow": await _one(connection, _FLOW, (job_id,)),
             "dead_letters": await _rows(connection, _DEAD_LETTERS, (job_id,)),
         }
-    return visit.render(
-        "job.html",
-        job=job,
-        audit=audit,
-        moments=timeline(job, audit),
-        actions=[(name, job["refused_actions"].get(name)) for name in ACTIONS],
-        keys=KEYS,
-        origin=_origin(visit),
-        **found,
-    )
 
 
 async def _job(visit: Visit, connection: AsyncConnection[Any], job_id: str) -> dict[str, Any]:
@@ -134,27 +139,23 @@ async def _one(connection: AsyncConnection[Any], query: str, parameters: tuple[A
 
 def timeline(job: Mapping[str, Any], audit: list[dict[str, Any]]) -> list[Moment]:
     """Return what has happened to a job, and what is expected, in the order of time."""
-    moments = [Moment(_at(job["created_at"]), "sent", job["created_by"] or "")]
+    moments = [Moment(time_of(job["created_at"]), "sent", job["created_by"] or "")]
     for attempt in job["attempts"]:
         number = f"attempt {attempt['attempt']}"
         if attempt["started_at"]:
-            moments.append(Moment(_at(attempt["started_at"]), f"{number} began"))
+            moments.append(Moment(time_of(attempt["started_at"]), f"{number} began"))
         if attempt["ended_at"]:
             outcome = attempt["outcome"].replace("_", " ")
-            moments.append(Moment(_at(attempt["ended_at"]), f"{number}: {outcome}", attempt["error_code"] or ""))
+            moments.append(Moment(time_of(attempt["ended_at"]), f"{number}: {outcome}", attempt["error_code"] or ""))
     for line in audit:
         who = line["actor"] or line["session_user_name"] or ""
         words = f"{line['action'].replace('_', ' ')}: {line['reason']}"
-        moments.append(Moment(_at(line["at"]), words, who))
-    if job["status"] == "pending" and _at(job["run_at"]) > datetime.now(UTC):
-        moments.append(Moment(_at(job["run_at"]), "may run"))
-    if job["estimated_completion"] and not job["done"] and _at(job["estimated_completion"]) > datetime.now(UTC):
-        moments.append(Moment(_at(job["estimated_completion"]), "expected end"))
+        moments.append(Moment(time_of(line["at"]), words, who))
+    if job["status"] == "pending" and time_of(job["run_at"]) > datetime.now(UTC):
+        moments.append(Moment(time_of(job["run_at"]), "may run"))
+    if job["estimated_completion"] and not job["done"] and time_of(job["estimated_completion"]) > datetime.now(UTC):
+        moments.append(Moment(time_of(job["estimated_completion"]), "expected end"))
     return sorted(moments, key=lambda moment: moment.at)
-
-
-def _at(text: str) -> datetime:
-    return datetime.fromisoformat(text)
 
 
 def _origin(visit: Visit) -> str:

@@ -16,6 +16,7 @@ from jobqueue.api.errors import ApiError
 from jobqueue.api.events import feed_of
 from jobqueue.api.job_state import ID
 from jobqueue.api.ui.filters import EXAMPLE, TABS, UNFINISHED, JobFilter, filter_of, read_box
+from jobqueue.api.ui.rendering import time_of
 from jobqueue.api.ui.views import View
 from jobqueue.api.ui.visit import READ_SECONDS, Banner, Visit
 
@@ -112,7 +113,7 @@ async def _page(visit: Visit, wanted: JobFilter) -> tuple[int | None, list[dict[
 
 
 def _shown(job: dict[str, Any]) -> dict[str, Any]:
-    return {**job, "is_ahead": datetime.fromisoformat(job["run_at"]) > datetime.now(UTC)}
+    return {**job, "is_ahead": time_of(job["run_at"]) > datetime.now(UTC)}
 
 
 async def _read(visit: Visit, query: str, conditions: Mapping[str, Any]) -> list[tuple[Any, ...]]:

@@ -20,6 +20,9 @@ TEMPLATES = Path(__file__).parent / "templates"
 NOTHING = "\N{EN DASH}"
 """Where there is no value."""
 
+FIRST, LAST = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
+"""What stands for all times before and after those that Python knows."""
+
 _COUNTS = re.compile(r"(?:[a-z]{1,20}:\d{1,9})(?:,[a-z]{1,20}:\d{1,9}){0,9}")
 
 STATUS_ICONS: Mapping[str, str] = {
@@ -90,12 +93,22 @@ def when(value: str | datetime | None, missing: str = NOTHING) -> Markup:
     """
     if value is None:
         return Markup("<span>{}</span>").format(missing)
-    at = datetime.fromisoformat(value) if isinstance(value, str) else value
+    at = time_of(value) if isinstance(value, str) else value.astimezone(UTC)
+    if at in (FIRST, LAST):
+        return Markup("<span>{}</span>").format(value)
     seconds = (datetime.now(UTC) - at).total_seconds()
     text = f"{duration(seconds)} ago" if seconds >= 0 else f"in {duration(-seconds)}"
     return Markup('<time datetime="{}" title="{}">{}</time>').format(
-        at.astimezone(UTC).isoformat(timespec="milliseconds"), f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC", text
+        at.isoformat(timespec="milliseconds"), f"{at:%Y-%m-%d %H:%M:%S} UTC", text
     )
+
+
+def time_of(text: str) -> datetime:
+    """Return a time as JSON has it. PostgreSQL knows more: what lies before the year 1 or after 9999 is FIRST or LAST."""
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        return FIRST if text.startswith(("-", "0001")) or text.endswith("BC") else LAST
 
 
 def duration(seconds: float | None, missing: str = NOTHING) -> str:

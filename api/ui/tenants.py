@@ -28,4 +28,4 @@ def things(page: dict[str, Any]) -> str:
     return f"{count:,} {thing}" + ("" if count == 1 else "es" if thing.endswith(("s", "x")) else "s")
 
 
-VIEWS = (View(name="tenant", path="/t/{tenant}", show=show_tenant, section="tenant"),)
+VIEWS = (View(name="tenant", path="/t/{tenant:path}", show=show_tenant, section="tenant"),)

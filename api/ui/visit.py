@@ -11,12 +11,10 @@ from urllib.parse import parse_qsl, urlencode
 
 import psycopg
 from psycopg import AsyncConnection
-from psycopg_pool import PoolTimeout
 from starlette.responses import Response
 
 from jobqueue.api import statements
 from jobqueue.api.context import Call
-from jobqueue.api.errors import is_unavailable
 from jobqueue.api.ui import rendering
 from jobqueue.api.ui.assets import path_of
 from jobqueue.api.ui.forms import Form, read_form
@@ -95,7 +93,7 @@ class Visit:
         """The path of the API, without `/ui`: what examples for curl begin with."""
         return self.call.base
 
-    def url(self, path: str, **query: Any) -> str:
+    def url(self, path: str, /, **query: Any) -> str:
         """Return the address of a page below `/ui`; parameters that are None or empty are left out."""
         given = {name: value for name, value in query.items() if value is not None and value not in ("", [], ())}
         return self.call.base + "/ui" + path + (f"?{urlencode(given, doseq=True)}" if given else "")
@@ -121,14 +119,7 @@ class Visit:
 
     async def rows(self, query: str, *parameters: Any, seconds: float | None = None) -> list[tuple[Any, ...]]:
         """Run any reading statement as the caller, under the row policies. Raises QueryCanceled after so many seconds."""
-        try:
-            return await self._read(query, parameters, seconds)
-        except psycopg.OperationalError as error:
-            if isinstance(error, PoolTimeout | psycopg.errors.QueryCanceled) or not is_unavailable(error):
-                raise
-            # The server was restarted: the pool's other connections are as dead as this one.
-            await (await self.call.services.database.open()).check()
-            return await self._read(query, parameters, seconds)
+        return await self.call.services.database.reading(lambda: self._read(query, parameters, seconds))
 
     async def json(self, query: str, *parameters: Any) -> Any:
         """Return the JSON value that a function of `ask` answers with, or None."""
