@@ -222,13 +222,7 @@ CREATE TABLE jobqueue.admission_line (
 WITH (fillfactor='70');
 
 CREATE FUNCTION jobqueue.ahead_of(_job jobqueue.job, _line jobqueue.admission_line, _max integer) RETURNS SETOF text
-    LANGUAGE plpgsql STABLE
-    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
-    SET enable_seqscan TO 'off'
-    SET enable_bitmapscan TO 'off'
-    SET enable_hashjoin TO 'off'
-    SET enable_mergejoin TO 'off'
-    SET jit TO 'off';
+    LANGUAGE plpgsql STABLE;
 
 CREATE FUNCTION jobqueue.allowed_actions(id uuid) RETURNS text[]
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -727,7 +721,8 @@ CREATE FUNCTION jobqueue.expire(_max integer) RETURNS integer
     SET enable_bitmapscan TO 'off'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
-    SET jit TO 'off';
+    SET jit TO 'off'
+    SET lock_timeout TO '50ms';
 
 CREATE FUNCTION jobqueue.explain(id uuid) RETURNS TABLE(reason text, detail text, what_to_do text)
     LANGUAGE plpgsql STABLE SECURITY DEFINER
@@ -893,7 +888,8 @@ CREATE FUNCTION jobqueue.heartbeat(worker uuid, jobs jsonb DEFAULT '[]'::jsonb) 
     SET enable_bitmapscan TO 'off'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
-    SET jit TO 'off';
+    SET jit TO 'off'
+    SET lock_timeout TO '200ms';
 
 CREATE FUNCTION jobqueue.held_name(_queue text, _key text) RETURNS text
     LANGUAGE sql
@@ -1101,7 +1097,12 @@ CREATE FUNCTION jobqueue.http_overview(_role text, _tenants text) RETURNS text
 
 CREATE FUNCTION jobqueue.http_queue_position(_id uuid) RETURNS integer
     LANGUAGE plpgsql STABLE SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
 
 CREATE FUNCTION jobqueue.http_queue_rows(_name text) RETURNS SETOF text
     LANGUAGE sql STABLE;
@@ -1500,7 +1501,8 @@ CREATE FUNCTION jobqueue.look_at_batch(_id uuid) RETURNS void
 
 CREATE FUNCTION jobqueue.maintain(_worker uuid DEFAULT NULL::uuid, _only text[] DEFAULT NULL::text[]) RETURNS TABLE(step text, done bigint, next_due timestamp with time zone)
     LANGUAGE plpgsql SECURITY DEFINER
-    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET lock_timeout TO '200ms';
 
 CREATE FUNCTION jobqueue.maintenance_is_due() RETURNS boolean
     LANGUAGE sql SECURITY DEFINER
@@ -2132,7 +2134,8 @@ CREATE FUNCTION jobqueue.rescue(_max integer) RETURNS integer
     SET enable_bitmapscan TO 'off'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
-    SET jit TO 'off';
+    SET jit TO 'off'
+    SET lock_timeout TO '50ms';
 
 CREATE FUNCTION jobqueue.rescue_one(_job jobqueue.job) RETURNS void
     LANGUAGE plpgsql
@@ -2272,7 +2275,8 @@ CREATE FUNCTION jobqueue.run_bulk(_worker uuid, _max integer DEFAULT 500) RETURN
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
     SET "jobqueue.tenants" TO '*'
-    SET "jobqueue.actor" TO '';
+    SET "jobqueue.actor" TO ''
+    SET lock_timeout TO '5s';
 
 CREATE FUNCTION jobqueue.run_expectation(_job_type text) RETURNS double precision
     LANGUAGE sql STABLE
@@ -2289,6 +2293,7 @@ CREATE FUNCTION jobqueue.run_schedule(_schedule jobqueue.schedule) RETURNS integ
 CREATE FUNCTION jobqueue.run_schedules(_max integer DEFAULT 500, OUT sent integer, OUT next_due timestamp with time zone) RETURNS record
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET lock_timeout TO '200ms'
     SET "jobqueue.tenants" TO '*';
 
 CREATE FUNCTION jobqueue.sample_runs(_since timestamp with time zone) RETURNS integer
@@ -2405,6 +2410,10 @@ CREATE FUNCTION jobqueue.slot_end(_slot interval, _at timestamp with time zone) 
     LANGUAGE sql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
 
+CREATE FUNCTION jobqueue.slot_is_over(_held_key text) RETURNS boolean
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
 CREATE FUNCTION jobqueue.slot_key(_tenant text, _key text, _slot interval, _at timestamp with time zone) RETURNS text
     LANGUAGE sql IMMUTABLE
     SET search_path TO 'pg_catalog', 'pg_temp';
@@ -2491,6 +2500,14 @@ CREATE FUNCTION jobqueue.store_flow(_plan jobqueue.flow_plan) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.store_free_reports(_jobs jsonb) RETURNS uuid[]
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
 CREATE FUNCTION jobqueue.store_held(_job jobqueue.job) RETURNS boolean
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -2510,6 +2527,10 @@ CREATE FUNCTION jobqueue.store_progress(_id uuid, _token uuid, _pct integer, _me
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.store_queue(_queue jobqueue.queue) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.store_reports(_jobs jsonb) RETURNS uuid[]
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
@@ -2761,6 +2782,8 @@ CREATE FUNCTION jobqueue.wait_of(_job jobqueue.job, OUT queue_position integer, 
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
     SET jit TO 'off';
 
 CREATE FUNCTION jobqueue.waiting_job(_job jobqueue.job, _parents integer, _has_children boolean) RETURNS jobqueue.job
@@ -5243,6 +5266,8 @@ GRANT ALL ON FUNCTION jobqueue.skip(id uuid, reason text) TO jobqueue_support;
 
 REVOKE ALL ON FUNCTION jobqueue.slot_end(_slot interval, _at timestamp with time zone) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.slot_is_over(_held_key text) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.slot_key(_tenant text, _key text, _slot interval, _at timestamp with time zone) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.snapshot_bounds() FROM PUBLIC;
@@ -5293,6 +5318,8 @@ GRANT ALL ON FUNCTION jobqueue.stop_worker(_worker uuid) TO jobqueue_worker;
 
 REVOKE ALL ON FUNCTION jobqueue.store_flow(_plan jobqueue.flow_plan) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.store_free_reports(_jobs jsonb) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.store_held(_job jobqueue.job) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.store_job(_job jobqueue.job, _options jsonb, _policy text, OUT id uuid, OUT created boolean, OUT reason text, OUT due timestamp with time zone) FROM PUBLIC;
@@ -5302,6 +5329,8 @@ REVOKE ALL ON FUNCTION jobqueue.store_plain_jobs(_plan jobqueue.flow_plan, _queu
 REVOKE ALL ON FUNCTION jobqueue.store_progress(_id uuid, _token uuid, _pct integer, _message text, _data jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.store_queue(_queue jobqueue.queue) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.store_reports(_jobs jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.store_stage(_job jobqueue.job, _stage text, _status text, _known integer) FROM PUBLIC;
 

@@ -3,6 +3,9 @@
 A lone result is flushed at once; results that arrive while a flush is under way go with the next one. That is one round
 trip of latency when idle and hundreds of jobs per statement when busy, with no timer to tune. Nothing is dropped while
 the database is away: a flush is repeated until it succeeds, and repeating a completion is harmless (`already`).
+
+The database's note of a claim goes with the very last of its ends, in the same transaction: a job that is under way
+without one is found by nobody. So an attempt of which nothing is written keeps its note, until rescue has looked.
 """
 
 from __future__ import annotations
@@ -156,7 +159,7 @@ class Settler:
         self._queue(held, lambda: self._next.acknowledged.append(held))
 
     def forget(self, held: Held) -> None:
-        """Nothing to write: the claim was lost, or the handler settled the job in its own transaction."""
+        """Nothing to write: the claim was lost or may be soon, or the handler settled the job in its own transaction."""
         self._queue(held, lambda: self._next.forgotten.append(held))
 
     def _queue(self, held: Held, append: Callable[[], None]) -> None:
@@ -192,13 +195,6 @@ class Settler:
     async def _write(self, batch: Batch) -> None:
         connection = await self._connect()
         self.flushes += 1
-        finished = _finished_claims(batch)
-        for start in range(0, len(batch.done), MOST_PER_FLUSH):
-            part = batch.done[start : start + MOST_PER_FLUSH]
-            await self._complete(connection, part, finished if start == 0 else None)
-        if finished and not batch.done:
-            await connection.execute(SETTLE, (self._worker_id, "{}", "{}", None, None, finished))
-            self.statements += 1
         if batch.failed:
             await self._fail(connection, batch.failed)
         if batch.released:
@@ -211,6 +207,14 @@ class Settler:
             await self._one(connection, CANCEL_OWN, held, reason)
         for held in batch.acknowledged:
             await self._one(connection, ACKNOWLEDGE, held)
+        finished = _finished_claims(batch)
+        for start in range(0, len(batch.done), MOST_PER_FLUSH):
+            part = batch.done[start : start + MOST_PER_FLUSH]
+            is_last = start + MOST_PER_FLUSH >= len(batch.done)
+            await self._complete(connection, part, finished if is_last else None)
+        if finished and not batch.done:
+            await connection.execute(SETTLE, (self._worker_id, "{}", "{}", None, None, finished))
+            self.statements += 1
         jobs = batch.held()
         self._flushed(jobs, len(batch.done))
 
@@ -295,6 +299,8 @@ class Settler:
         except psycopg.errors.DatabaseError as error:
             if not (error.sqlstate or "").startswith("JQ4"):
                 raise
+            # It may be ours still (nothing was asked of it): then its lease runs out.
+            held.note = None
             logger.warning("job %s: %s", held.id, error.diag.message_primary, extra={"event": "job.lost"})
 
     async def _connect(self) -> AsyncConnection[Any]:
@@ -316,8 +322,11 @@ def uuid_array(uuids: Iterable[str]) -> str:
 
 
 def _finished_claims(batch: Batch) -> list[int] | None:
-    """Count the jobs of a batch off their claims, once, and return the claims of which none is left."""
+    """Count the jobs whose ends a batch writes off their claims, once, and return the claims of which none is left."""
     finished: list[int] = []
+    for held in batch.forgotten:
+        # it may be processing still, for all that is known here
+        held.note = None
     for held in batch.held():
         note: ClaimNote | None = held.note
         if note is None:

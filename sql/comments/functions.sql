@@ -44,6 +44,7 @@ comment on function jobqueue.fail_many is 'Several attempts failed; a stale clai
 comment on function jobqueue.fail_one is 'Fail without the checks of the public form; null if the claim is lost.';
 comment on function jobqueue.give_back is 'End a locked claim without spending a retry: to pending at a time, or to what was asked.';
 comment on function jobqueue.heartbeat is 'A worker lives: extends the leases of exactly the jobs it lists, stores progress, brings orders as (id, command): cancel, pause, lost; drain with a null id. Every 5 s. Errors: JQ400.';
+comment on function jobqueue.slot_is_over is 'Whether the time of a throttle or debounce slot has passed; what else a job holds is none.';
 comment on function jobqueue.hold_key_again is 'The key that a job takes up when a person puts it back into the line; JQ409 with the holder if it is taken.';
 comment on function jobqueue.hold_of is 'What a new job holds, by its options (singleton_key, throttle_seconds, debounce_seconds) and the policy of its queue.';
 comment on function jobqueue.holder_of is 'Who stands in the place of a job that could not be stored, and why.';
@@ -138,6 +139,8 @@ comment on function jobqueue.statuses_after is 'Where a status may lead, in alph
 comment on function jobqueue.stop_worker is 'The worker has ended in order.';
 comment on function jobqueue.store_job is 'Put one job into its line, or say who stands in its place.';
 comment on function jobqueue.store_progress is 'Progress of a claim: changed, same, or null if the claim is lost. Errors: JQ400, JQ413.';
+comment on function jobqueue.store_reports is 'The reports of a heartbeat. Returns the jobs of which something changed that a poller can see.';
+comment on function jobqueue.store_free_reports is 'The same without the jobs that somebody has locked at this moment.';
 comment on function jobqueue.to_bigint is 'A whole number from 0; fractions are cut. Null stays null.';
 comment on function jobqueue.to_boolean is 'True or false; null stays null.';
 comment on function jobqueue.to_id is 'Any uuid as the id of a job.';

@@ -2,7 +2,7 @@
 
 -- settle: complete many claims of a worker.
 --   _ids, _tokens, _results, _stats  element i is one job; null for _results or _stats: none has any
---   _finished_claims  claims of which every job has ended; their notes in claim_batch are dropped
+--   _finished_claims  claims of this worker of which every job has ended; their notes in claim_batch are dropped
 -- Returns only what was not completed: (id, token, outcome), outcome already (this token completed it before), lost or failed (a result that
 -- cannot be stored). Index: job_pkey.
 create or replace function jobqueue.settle(
@@ -100,7 +100,8 @@ begin
         perform note_completed(done);
     end if;
     if _finished_claims is not null then
-        delete from claim_batch b where b.id = any (_finished_claims);
+        -- a crash of the server may take back the last numbers and give them to the claims of others
+        delete from claim_batch b where b.id = any (_finished_claims) and b.worker_id = _worker;
     end if;
     if flagged is not null then
         perform give_slots_of(flagged);

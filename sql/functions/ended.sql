@@ -4,7 +4,8 @@
 --   2    others wait for it: they are released, or end as their edges ask, generation by generation
 --   4    it is the witness of a batch, which may have ended with it
 --   1, 16  it is kept for no time once completed (1) or ended otherwise (16): it goes at once. Members of a flow or of a batch are left to
---        retention: taken one by one out of the counts of their flow or batch they would queue for one row
+--        retention: taken one by one out of the counts of their flow or batch they would queue for one row. So is what holds a slot until its
+--        time is over, and the failed head of a key in strict order for which others wait
 -- Index: job_pkey.
 create or replace function jobqueue.after_end(_ids uuid[])
 returns void
@@ -33,6 +34,8 @@ begin
             where j.id = any (ended)
                 and j.settle_flags & 514 = 0
                 and j.batch_id is null
+                and j.held_key is null
+                and not (j.settle_flags & 8 <> 0 and has_followers(j))
                 and (j.settle_flags & 1 <> 0 and j.status = 'completed'
                     or j.settle_flags & 16 <> 0 and j.status in ('failed', 'cancelled', 'skipped'));
         end if;

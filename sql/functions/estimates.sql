@@ -357,12 +357,10 @@ $$;
 -- ahead_of: the job_types of the jobs that are claimed before a pending one, at most so many. _line: its row in the admission line; null if it
 -- is ready. One that waits for a slot of its key or group, or for a token of its key, stands in the line of those only. With fairness the
 -- lanes take turns. Index: job_claim, admission_line_order, admission_gate, each read backwards from the job, so that the entries of jobs long
--- claimed at the front are met last.
+-- claimed at the front are met last. Its settings are those of its callers.
 create or replace function jobqueue.ahead_of(_job jobqueue.job, _line jobqueue.admission_line, _max int)
 returns setof text
 language plpgsql stable
-set search_path = pg_catalog, jobqueue, pg_temp
-set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
 as $$
 begin
     if _line.stage in (1, 2, 3) then
@@ -417,7 +415,7 @@ $$;
 create or replace function jobqueue.wait_of(_job jobqueue.job, out queue_position int, out wait_seconds double precision)
 language plpgsql stable
 set search_path = pg_catalog, jobqueue, pg_temp
-set enable_seqscan = off set enable_bitmapscan = off set jit = off
+set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
 as $$
 declare
     q jobqueue.queue := (select x from queue x where x.name = _job.queue);

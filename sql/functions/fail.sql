@@ -341,16 +341,18 @@ language plpgsql security definer
 set search_path = pg_catalog, jobqueue, pg_temp
 as $$
 declare
+    given record;
     j jobqueue.job;
     n int := 0;
 begin
-    for j in
-        select k.* from unnest(_ids, _tokens) x (id, token)
-        join job k on k.id = x.id and k.claim_token = x.token and k.status = 'processing'
-        order by k.id for update of k
-    loop
-        perform give_back(j, 'released', now(), null);
-        n := n + 1;
+    -- each is read when its turn comes: the end of one may write another (the next witness of their batch), and a cursor passes over what
+    -- was written after it was opened
+    for given in select x.id, x.token from unnest(_ids, _tokens) x (id, token) order by x.id loop
+        select * into j from job k where k.id = given.id and k.claim_token = given.token and k.status = 'processing' for update;
+        if found then
+            perform give_back(j, 'released', now(), null);
+            n := n + 1;
+        end if;
     end loop;
     return n;
 end

@@ -113,6 +113,16 @@ as $$
     select to_timestamp((floor(extract(epoch from _at) / extract(epoch from _slot)) + 1) * extract(epoch from _slot))
 $$;
 
+-- slot_is_over: whether the time of a slot has passed; what else a job holds is none. Until then a throttled job is kept, however short.
+create or replace function jobqueue.slot_is_over(_held_key text)
+returns boolean
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $$
+    select _held_key not like 'slot:%'
+        or (split_part(_held_key, ':', 3)::numeric + 1) * split_part(_held_key, ':', 2)::numeric <= extract(epoch from now())
+$$;
+
 -- hold_key_again: the key that a job takes up when a person puts it back into the line; JQ409 with the holder if it is taken.
 create or replace function jobqueue.hold_key_again(_job jobqueue.job, _to text)
 returns text

@@ -28,6 +28,7 @@ create or replace function jobqueue.http_queue_position(_id uuid)
 returns int
 language plpgsql stable security definer
 set search_path = pg_catalog, jobqueue, pg_temp
+set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
 as $$
 declare
     j jobqueue.job;

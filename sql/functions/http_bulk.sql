@@ -166,6 +166,8 @@ set search_path = pg_catalog, jobqueue, pg_temp
 -- set for an operation below, and back at the end
 set jobqueue.tenants = '*'
 set jobqueue.actor = ''
+-- longer than maintain would wait: a portion is 500 jobs, and any of them may be locked for a moment
+set lock_timeout = '5s'
 as $$
 declare
     op jobqueue.bulk_operation;

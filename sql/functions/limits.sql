@@ -408,14 +408,19 @@ begin
 end
 $$;
 
--- has_followers: whether others wait for the key of a failed job, in a queue of strict order. Maintenance does not delete it then: the key
--- would go on as if nothing had happened. Index: admission_line_order.
+-- has_followers: whether others wait for the key of a failed job, in a queue of strict order: in its line, among those that have just come
+-- or set aside. Maintenance does not delete it then: the key would go on as if nothing had happened. Index: admission_line_order.
 create or replace function jobqueue.has_followers(_job jobqueue.job)
 returns boolean
 language sql stable
 set search_path = pg_catalog, jobqueue, pg_temp
 as $$
-    select _job.status = 'failed' and exists (select from queue q
-        join admission_line l on l.queue_number = q.number and l.stage = 1 and l.line = policy_key(_job.tenant, _job.singleton_key)
-        where q.name = _job.queue)
+    select _job.status = 'failed' and exists (
+        select from queue q
+        where q.name = _job.queue
+            and (exists (select from admission_line l
+                    where l.queue_number = q.number and l.stage = 1 and l.line = policy_key(_job.tenant, _job.singleton_key))
+                or exists (select from admission_line l
+                    where l.queue_number = q.number and l.stage in (0, 6) and l.line = ''
+                        and l.key_line = policy_key(_job.tenant, _job.singleton_key))))
 $$;

@@ -58,12 +58,14 @@ end
 $$;
 
 -- rescue: end claims whose lease has run out. If the handler may have started the retry counts, with class lost; otherwise nothing is
--- spent. Reads the notes of claims, not the jobs; a job's own lease decides. Returns how many were rescued.
+-- spent. Reads the notes of claims, not the jobs; a job's own lease decides. A job of which the end has to wait for somebody (who holds one
+-- of its children, say) is left to the next call, so that the others go on. Returns how many were rescued.
 create or replace function jobqueue.rescue(_max int)
 returns int
 language plpgsql security definer
 set search_path = pg_catalog, jobqueue, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
+set lock_timeout = '50ms'
 as $$
 declare
     note jobqueue.claim_batch;
@@ -85,8 +87,15 @@ begin
             order by k.id
             for update of k skip locked
         loop
-            perform rescue_one(j);
-            n := n + 1;
+            begin
+                perform rescue_one(j);
+                n := n + 1;
+            exception when lock_not_available then
+                null;
+            when others then
+                -- one job whose end fails must not keep the others from being rescued; doctor shows it
+                raise warning 'jobqueue: job % was not rescued: %', j.id, sqlerrm;
+            end;
         end loop;
         select min(k.lease_until) into later
         from unnest(note.job_ids) x (id)
@@ -126,12 +135,14 @@ begin
 end
 $$;
 
--- expire: end jobs that waited longer than their expires_in without ever running. Returns how many. Index: job_expiring.
+-- expire: end jobs that waited longer than their expires_in without ever running; as rescue, it leaves to the next call what has to wait
+-- for somebody. Returns how many. Index: job_expiring.
 create or replace function jobqueue.expire(_max int)
 returns int
 language plpgsql security definer
 set search_path = pg_catalog, jobqueue, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
+set lock_timeout = '50ms'
 as $$
 declare
     j jobqueue.job;
@@ -142,30 +153,37 @@ begin
         select * from job k where k.expires_at is not null and k.expires_at <= now() and k.status = 'pending'
         order by k.expires_at limit _max for update skip locked
     loop
-        update job k
-        set status = 'failed', version = k.version + 1, ready_seq = null, wait_until = null, inbox_seq = null, park_seq = null,
-            expires_at = null, completed_at = now(), failed_at = now(), updated_at = now(),
-            held_key = case when k.hold_mask & 32 <> 0 then k.held_key end,
-            error_class = 'permanent', error_code = 'EXPIRED', error_message = error ->> 'message'
-        where k.id = j.id;
-        insert into attempt (job_id, attempt, tenant, outcome, error_class, error_code, error_message)
-        values (j.id, j.attempt, j.tenant, 'expired', 'permanent', 'EXPIRED', error ->> 'message')
-        on conflict do nothing;
-        insert into statistics_note (queue, failed) values (j.queue, 1);
-        if j.settle_flags & 256 <> 0 then
-            perform leave_line(j, 'failed');
-        end if;
-        perform after_failure(j.id, error);
-        perform after_end(array[j.id]);
-        perform publish_changes(array[j.id]);
-        n := n + 1;
+        begin
+            update job k
+            set status = 'failed', version = k.version + 1, ready_seq = null, wait_until = null, inbox_seq = null, park_seq = null,
+                expires_at = null, completed_at = now(), failed_at = now(), updated_at = now(),
+                held_key = case when k.hold_mask & 32 <> 0 then k.held_key end,
+                error_class = 'permanent', error_code = 'EXPIRED', error_message = error ->> 'message'
+            where k.id = j.id;
+            insert into attempt (job_id, attempt, tenant, outcome, error_class, error_code, error_message)
+            values (j.id, j.attempt, j.tenant, 'expired', 'permanent', 'EXPIRED', error ->> 'message')
+            on conflict do nothing;
+            insert into statistics_note (queue, failed) values (j.queue, 1);
+            if j.settle_flags & 256 <> 0 then
+                perform leave_line(j, 'failed');
+            end if;
+            perform after_failure(j.id, error);
+            perform after_end(array[j.id]);
+            perform publish_changes(array[j.id]);
+            n := n + 1;
+        exception when lock_not_available then
+            null;
+        when others then
+            raise warning 'jobqueue: job % did not expire: %', j.id, sqlerrm;
+        end;
     end loop;
     return n;
 end
 $$;
 
 -- remove_old: delete ended jobs that were kept long enough, walking the primary key (v7 ids sort by age) in portions. _from is where the
--- last portion stopped. Returns how many went and where to go on; null when the walk is through.
+-- last portion stopped. It also is the net below rescue, which finds running jobs by the notes of their claims: what lost its lease over a
+-- minute ago gets a note. Returns how many went and where to go on; null when the walk is through.
 create or replace function jobqueue.remove_old(_from uuid, _max int, out removed int, out next_from uuid)
 language plpgsql security definer
 set search_path = pg_catalog, jobqueue, pg_temp
@@ -188,9 +206,15 @@ begin
                 else option_interval(j.options, 'keep_ended', q.keep_ended) end
             and not (j.settle_flags & 2 <> 0 and has_waiting_children(j.id))
             and not (j.settle_flags & 8 <> 0 and has_followers(j))
+            and (j.held_key is null or slot_is_over(j.held_key))
         for update of j skip locked)
     delete from job j using old where j.ctid = old.t;
     get diagnostics removed = row_count;
+    -- under way, but in no note of a claim: after a crash of the server, or somebody's hand in claim_batch. A note too many does no harm
+    insert into claim_batch (worker_id, check_at, job_ids)
+    select j.worker_id, now(), array_agg(j.id) from job j
+    where j.id = any (ids) and j.status = 'processing' and j.lease_until < now() - interval '1 min'
+    group by j.worker_id;
     perform count_standing(ids, _from = '00000000-0000-0000-0000-000000000000', coalesce(cardinality(ids), 0) < _max);
     if coalesce(cardinality(ids), 0) < _max then
         next_from := null;
@@ -227,10 +251,12 @@ $$;
 --   _worker  who asks; _only  names of steps to run now, due or not (null: those that are due)
 -- Returns (step, done, next_due); without a row nothing was due. Never waits for another worker. All steps of a call are one transaction, and
 -- what one of them locked stays locked until the last is through: after 100 ms the rest is left to the next call, the longest due first.
+-- A step that would wait for a row or a table that somebody keeps locked gives up and is tried again, as after any other error.
 create or replace function jobqueue.maintain(_worker uuid default null, _only text[] default null)
 returns table (step text, done bigint, next_due timestamptz)
 language plpgsql security definer
 set search_path = pg_catalog, jobqueue, pg_temp
+set lock_timeout = '200ms'
 as $$
 #variable_conflict use_column
 declare

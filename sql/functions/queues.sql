@@ -333,7 +333,8 @@ as $$
 $$;
 
 -- delete_queue: take a queue away with its ended jobs and its subscriptions. Returns how many jobs went.
--- Errors: JQ403, JQ404, JQ409 while it has jobs that have not ended, or a queue or a schedule names it; DETAIL has them.
+-- Errors: JQ403, JQ404, JQ409 while it has jobs that have not ended or that jobs of others wait for, or a queue or a schedule names it;
+-- DETAIL has them.
 create or replace function jobqueue.delete_queue(name text)
 returns bigint
 language plpgsql security definer
@@ -360,6 +361,13 @@ begin
             'Wait until they have ended, or cancel them with jobqueue.purge_queue.', jsonb_build_object('queue', q.name));
     end if;
     n := delete_ended(q.name, null);
+    users := array(select j.id from job j where j.queue = q.name);
+    if users <> '{}' then
+        perform refuse('JQ409', 'CONFLICT', format('The queue "%s" has %s ended job(s) that jobs of other queues wait for, such as %s.',
+                q.name, cardinality(users), users[1]),
+            'select * from jobqueue.children(id) lists them; cancel them first, or let them end.',
+            jsonb_build_object('queue', q.name, 'jobs', cardinality(users)));
+    end if;
     delete from admission_slot s where s.queue_number = q.number;
     delete from admission_note n where n.queue_number = q.number;
     delete from admission a where a.queue_number = q.number;
@@ -404,7 +412,8 @@ end
 $$;
 
 -- cancel_waiting: cancel the jobs of a queue or of a tenant (the other one null) that wait; one that its worker has claimed meanwhile is
--- passed over. Returns how many.
+-- passed over. Again from the beginning after the end of one with children: those that go on after it (on_failure run) wait as well now.
+-- Returns how many.
 create or replace function jobqueue.cancel_waiting(_queue text, _tenant text, _reason text)
 returns bigint
 language plpgsql
@@ -415,10 +424,16 @@ declare
     ids uuid[];
     j jobqueue.job;
     n bigint := 0;
+    again boolean := false;
 begin
     loop
         ids := array(select k.id from job k where k.id > place order by k.id limit 10000);
-        exit when ids = '{}';
+        exit when ids = '{}' and not again;
+        if ids = '{}' then
+            again := false;
+            place := '00000000-0000-0000-0000-000000000000';
+            continue;
+        end if;
         place := ids[cardinality(ids)];
         for j in
             select * from job k
@@ -431,6 +446,7 @@ begin
             continue when j.status = 'blocked' and not exists (select from job k where k.id = j.id and k.status = 'blocked');
             perform change_job(j, 'purge', 'cancelled', _reason);
             n := n + 1;
+            again := again or j.settle_flags & 2 <> 0;
         end loop;
     end loop;
     return n;

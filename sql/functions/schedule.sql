@@ -257,10 +257,11 @@ end
 $$;
 
 -- run_schedules: send the jobs of the schedules that are due, each tick once in the whole installation; passes over what another worker
--- has locked. Returns how many jobs were sent, and when the next schedule is due. Index: schedule_due.
+-- has locked, and tries again later what has to wait for somebody (a key that an open transaction has taken). Returns how many jobs were sent, and when the next schedule is due. Index: schedule_due.
 create or replace function jobqueue.run_schedules(_max int default 500, out sent int, out next_due timestamptz)
 language plpgsql security definer
 set search_path = pg_catalog, jobqueue, pg_temp
+set lock_timeout = '200ms'
 -- whoever keeps house does so for all tenants
 set jobqueue.tenants = '*'
 as $$

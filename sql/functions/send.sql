@@ -33,7 +33,8 @@ end
 $$;
 
 -- store_job: put one job into its line, or say who stands in its place. A debounced job whose slot is taken goes into the next slot;
--- if that is taken too it is merged there (merge_payload) or dropped.
+-- if that is taken too it is merged there (merge_payload) or dropped. What cannot be merged, because the job there has begun, goes on to the
+-- slot after it.
 create or replace function jobqueue.store_job(
     _job jobqueue.job, _options jsonb, _policy text, out id uuid, out created boolean, out reason text, out due timestamptz)
 language plpgsql
@@ -91,9 +92,13 @@ begin
             set payload = case when jsonb_typeof(j.payload) = 'object' and jsonb_typeof(r.payload) = 'object'
                     then j.payload || r.payload else r.payload end,
                 version = j.version + 1, updated_at = now()
-            where j.id = store_job.id and j.status = 'pending';
-            perform refuse_large((select j.payload from job j where j.id = store_job.id), 'payload', 8388608);
-            return;
+            where j.id = store_job.id and j.status in ('blocked', 'pending', 'paused');
+            if found then
+                perform refuse_large((select j.payload from job j where j.id = store_job.id), 'payload', 8388608);
+                return;
+            end if;
+            r.run_at := slot_end(slot, r.run_at);
+            r.held_key := slot_key(r.tenant, r.singleton_key, slot, r.run_at);
         elsif reason is not null then
             return;
         end if;
