@@ -7,7 +7,8 @@ nothing                      ─►  this machine, while there are no keys and n
 ```
 
 A process keeps what it knows of keys in memory and asks the database once a second whether any key has changed. So a
-new key is let in, and a revoked one is not, in every process within a second.
+revoked key is let in by no process after a second. A new one is let in at once, also if it was asked with before: before
+a key is refused as unknown once more, that question is asked again.
 """
 
 from __future__ import annotations

@@ -69,8 +69,8 @@ async def act(visit: Visit) -> Response:
         return await _show(visit, asked, f"{found} {found.details.get('hint', '')}".strip(), reason, found.status)
     operation = json.loads(text)
     counts = ",".join(f"{outcome}:{count}" for outcome, count in operation["counts"].items())
-    is_done = operation["ended_at"] is not None
-    return visit.goto(asked.back, done="bulk" if is_done else "bulk_begun", counts=counts)
+    done = "bulk_begun" if operation["ended_at"] is None else "bulk" if counts else "bulk_none"
+    return visit.goto(asked.back, done=done, counts=counts)
 
 
 async def _show(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 from starlette.requests import Request
 from starlette.types import Receive, Scope
@@ -80,7 +80,11 @@ def first(form: Form, name: str) -> str:
 
 def own_path(given: str | None) -> str:
     """Return a path below `/ui` that a request names, if it is one; else the front page."""
-    return given if given is not None and _PATH.fullmatch(given) else "/"
+    if given is None or not _PATH.fullmatch(given):
+        return "/"
+    # A browser walks up by these, also if they are escaped: out of the dashboard, to any page of the same host.
+    walks_up = any(unquote(part) in {".", ".."} for part in given.partition("?")[0].split("/"))
+    return "/" if walks_up else given
 
 
 def _own_origin(scope: Scope) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.responses import Response
@@ -62,20 +63,7 @@ def _in_order(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
     `step`: 1 without a parent here, else one more than the latest of its parents.
     """
     by_id = {job["id"]: job for job in jobs}
-    steps: dict[str, int] = {}
-    left = dict(by_id)
-    while left:
-        ready = [
-            job_id
-            for job_id, job in left.items()
-            if all(edge["id"] in steps or edge["id"] not in by_id for edge in job["depends_on"])
-        ]
-        # parents beyond the first 1,000 jobs are not here; what waits for them still has its place
-        for job_id in ready or list(left):
-            known = [steps[edge["id"]] for edge in left[job_id]["depends_on"] if edge["id"] in steps]
-            steps[job_id] = max(known, default=0) + 1
-        for job_id in steps:
-            left.pop(job_id, None)
+    steps = _steps({job["id"]: {edge["id"] for edge in job["depends_on"]} & by_id.keys() for job in jobs})
     ordered = sorted(jobs, key=lambda job: steps[job["id"]])
     for number, job in enumerate(ordered, start=1):
         job["number"], job["step"] = number, steps[job["id"]]
@@ -91,6 +79,24 @@ def _in_order(jobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
             for edge in job["depends_on"]
         ]
     return ordered
+
+
+def _steps(parents: Mapping[str, set[str]]) -> dict[str, int]:
+    """Return the step of each job; each edge is looked at once, for a thousand jobs may wait one for the other."""
+    children: dict[str, list[str]] = {job_id: [] for job_id in parents}
+    for job_id, waits_for in parents.items():
+        for parent in waits_for:
+            children[parent].append(job_id)
+    left = {job_id: len(waits_for) for job_id, waits_for in parents.items()}
+    steps = dict.fromkeys(parents, 1)
+    ready = [job_id for job_id, count in left.items() if not count]
+    for job_id in ready:
+        for child in children[job_id]:
+            steps[child] = max(steps[child], steps[job_id] + 1)
+            left[child] -= 1
+            if not left[child]:
+                ready.append(child)
+    return steps
 
 
 VIEWS = (

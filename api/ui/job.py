@@ -19,25 +19,62 @@ from jobqueue.api.ui.visit import Visit
 
 LONGEST_VALUE = 65_536
 """Characters of a value that are shown; the rest is read by the API."""
+MOST_ROWS = 100
+"""Stages, attempts and lines of the audit that are shown: 10,000 stages took 1.3 s, in which nobody else was answered."""
+MOST_TRACES = 10
+"""Of the latest attempts; each has up to 64 kB."""
 LARGE_VALUE = 1_000_000
-"""Bytes (compressed) from which on a value is not even laid out."""
+"""Bytes (compressed) from which on a value is not even looked at."""
+LAID_OUT = 262_144
+"""Characters up to which a value is laid out: 2 MB of zeros in a hundred brackets became 300 MB in the server."""
 VALUES = ("payload", "result", "stats", "metadata")
 KEYS: Mapping[str, str] = {"retry": "r", "resume": "r", "cancel": "c", "skip": "s"}
 
+_LIMITS = (LAID_OUT, LONGEST_VALUE, LARGE_VALUE)
 _FIELDS = [name for name in FIELDS if name not in {*VALUES, "links"}]
-_JOB = "select version, body from jobqueue.http_job(%s, %s, %s, null, %s, %s, %s)"
+_JOB = "select version, body from jobqueue.http_job(%s, %s, %s, null, %s, null, false)"
+# those around the first that is not done
+_STAGES = """\
+with stage as (
+    select row_number() over (order by x.position) as number, x.name, x.status, x.started_at, x.completed_at, x.error
+    from jobqueue.stages x
+    where x.job_id = %s),
+here as (
+    select count(*) as total, count(*) filter (where s.status in ('completed', 'skipped')) as done,
+        min(s.number) filter (where s.status not in ('completed', 'skipped')) as open
+    from stage s)
+select row_to_json(r)
+from (
+    select s.*, h.total, h.done
+    from stage s
+    cross join here h
+    where s.number > least(h.open - 10, h.total - %s)
+    order by s.number
+    limit %s) r"""
+_ATTEMPTS = """\
+select row_to_json(r)
+from (
+    select t.attempt, t.outcome, t.started_at, t.ended_at, t.error_class, t.error_code, t.error_message, t.next_run_at,
+        count(*) over () as total,
+        case when %s and row_number() over (order by t.attempt desc) <= %s then t.error_detail end as error_detail
+    from jobqueue.attempts t
+    where t.job_id = %s
+    order by t.attempt desc
+    limit %s) r"""
 _HISTORY = "select jobqueue.http_history(%s, %s, %s, %s, %s)"
 # jsonb_pretty: numbers stay as they were sent, however large
 _VALUES = """\
-select x.name, pg_column_size(x.value), left(case when pg_column_size(x.value) < %s then jsonb_pretty(x.value) end, %s)
+select x.name, pg_column_size(x.value), left(case when length(t.plain) <= %s then jsonb_pretty(x.value) else t.plain end, %s)
 from jobqueue.jobs j
 cross join lateral (
     values ('payload', j.payload), ('result', j.result), ('stats', j.stats), ('metadata', j.metadata)) x (name, value)
+cross join lateral (select case when pg_column_size(x.value) < %s then x.value::text end as plain offset 0) t
 where j.id = %s"""
 _CHECKPOINT = """\
 select c.attempt, c.stage, c.reference, c.hash, c.pause_safe, c.created_at, pg_column_size(c.data),
-    left(case when pg_column_size(c.data) < %s then jsonb_pretty(c.data) end, %s)
+    left(case when length(t.plain) <= %s then jsonb_pretty(c.data) else t.plain end, %s)
 from jobqueue.checkpoints c
+cross join lateral (select case when pg_column_size(c.data) < %s then c.data::text end as plain offset 0) t
 where c.job_id = %s
 order by c.id desc
 limit 1"""
@@ -81,10 +118,10 @@ async def show_job(visit: Visit) -> Response:
     """Show a job."""
     job_id = job_id_of(visit.call)
     found = await visit.call.services.database.reading(lambda: _read(visit, job_id))
-    job, audit = found["job"], found["audit"]
+    job = found["job"]
     return visit.render(
         "job.html",
-        moments=timeline(job, audit),
+        moments=timeline(job, found["attempts"], found["audit"]),
         actions=[(name, job["refused_actions"].get(name)) for name in ACTIONS],
         keys=KEYS,
         origin=_origin(visit),
@@ -97,10 +134,12 @@ async def _read(visit: Visit, job_id: str) -> dict[str, Any]:
     async with visit.reading() as connection:
         return {
             "job": await _job(visit, connection, job_id),
-            "audit": await _history(visit, connection, job_id, "audit"),
+            "stages": await _objects(connection, _STAGES, (job_id, MOST_ROWS, MOST_ROWS)),
+            "attempts": await _objects(connection, _ATTEMPTS, (visit.sees_traces, MOST_TRACES, job_id, MOST_ROWS)),
+            "audit": (await _history(visit, connection, job_id, "audit"))[-MOST_ROWS:],
             "reasons": await _history(visit, connection, job_id, "explain"),
             "values": await _values(connection, job_id),
-            "checkpoint": await _one(connection, _CHECKPOINT, (LARGE_VALUE, LONGEST_VALUE, job_id)),
+            "checkpoint": await _one(connection, _CHECKPOINT, (*_LIMITS, job_id)),
             "parents": await _rows(connection, _PARENTS, (job_id,)),
             "children": await _rows(connection, _CHILDREN, (job_id,)),
             "flow": await _one(connection, _FLOW, (job_id,)),
@@ -109,8 +148,7 @@ async def _read(visit: Visit, job_id: str) -> dict[str, Any]:
 
 
 async def _job(visit: Visit, connection: AsyncConnection[Any], job_id: str) -> dict[str, Any]:
-    parameters = (*visit.context, job_id, _FIELDS, ["stages", "attempts"], visit.sees_traces)
-    row = await _one(connection, _JOB, parameters)
+    row = await _one(connection, _JOB, (*visit.context, job_id, _FIELDS))
     if row is None or row[0] is None:
         raise job_not_found(job_id)
     found: dict[str, Any] = json.loads(row[1])
@@ -124,8 +162,12 @@ async def _history(visit: Visit, connection: AsyncConnection[Any], job_id: str, 
 
 
 async def _values(connection: AsyncConnection[Any], job_id: str) -> list[Value]:
-    rows = await _rows(connection, _VALUES, (LARGE_VALUE, LONGEST_VALUE, job_id))
+    rows = await _rows(connection, _VALUES, (*_LIMITS, job_id))
     return [Value(*row) for row in rows if row[1] is not None]
+
+
+async def _objects(connection: AsyncConnection[Any], query: str, parameters: tuple[Any, ...]) -> list[dict[str, Any]]:
+    return [row for (row,) in await _rows(connection, query, parameters)]
 
 
 async def _rows(connection: AsyncConnection[Any], query: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
@@ -137,10 +179,10 @@ async def _one(connection: AsyncConnection[Any], query: str, parameters: tuple[A
     return rows[0] if rows else None
 
 
-def timeline(job: Mapping[str, Any], audit: list[dict[str, Any]]) -> list[Moment]:
+def timeline(job: Mapping[str, Any], attempts: list[dict[str, Any]], audit: list[dict[str, Any]]) -> list[Moment]:
     """Return what has happened to a job, and what is expected, in the order of time."""
     moments = [Moment(time_of(job["created_at"]), "sent", job["created_by"] or "")]
-    for attempt in job["attempts"]:
+    for attempt in attempts:
         number = f"attempt {attempt['attempt']}"
         if attempt["started_at"]:
             moments.append(Moment(time_of(attempt["started_at"]), f"{number} began"))

@@ -48,6 +48,7 @@ DONE: dict[str, str] = {
     "prioritize": "The priority was changed.",
     "delete": "Deleted.",
     "bulk": "The action on these jobs was carried out.",
+    "bulk_none": "Nothing was done: none of these jobs is there any more.",
     "bulk_begun": "The action on these jobs has begun; Bulk shows how far it is.",
     "login": "You are logged in.",
     "logout": "You are logged out.",

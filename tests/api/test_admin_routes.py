@@ -40,6 +40,18 @@ async def test_a_queue_is_paused_and_resumed(client: httpx2.AsyncClient, connect
     assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "QUEUE_NOT_FOUND")
 
 
+async def test_a_name_with_a_slash_is_found_by_its_escaped_path(
+    client: httpx2.AsyncClient, connection: Connection
+) -> None:
+    connection.execute("insert into jobqueue.queue (name) values ('team/ocr')")
+    assert (await client.post("/queues/team%2Focr/pause")).json()["state"] == "paused"
+    assert (await client.post("/queues/team/ocr/pause")).status_code == 404
+    sent = await client.post("/tenants/x%2fy z/jobs", json={"queue": "team/ocr"})
+    assert (sent.status_code, sent.json()["tenant"]) == (202, "x/y z")
+    assert (await client.get(sent.headers["Location"])).json()["id"] == sent.json()["id"]
+    assert (await client.get("/ui/t/x%2Fy z")).status_code == 200
+
+
 async def test_schedules_belong_to_tenants(client: httpx2.AsyncClient, connection: Connection) -> None:
     for tenant in ("a", "b"):
         connection.execute(

@@ -101,7 +101,8 @@ async def test_names_of_others_are_refused_in_every_disguise(
     for path in ("b", "%2A", "a,b", "a%00", "A", "a%20", "a%2C*"):
         assert (await api.get(f"/tenants/{path}/jobs", headers=writer)).status_code == 403, path
         assert (await api.get(f"/jobs?tenant={path.replace('%00', '')}x", headers=writer)).status_code == 403, path
-    for path in ("a%2F..%2Fb/jobs", "/jobs", f"a%2Fjobs%2F{victim}", f"a/jobs/{victim}"):
+    assert (await api.get("/tenants/a%2F..%2Fb/jobs", headers=writer)).status_code == 403
+    for path in ("/jobs", f"a%2Fjobs%2F{victim}", f"a/jobs/{victim}"):
         assert (await api.get(f"/tenants/{path}", headers=writer)).status_code == 404, path
     for given, status in (
         ({"tenant": None}, 403),

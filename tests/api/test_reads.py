@@ -78,6 +78,20 @@ async def test_a_request_that_fails_fails_alone(client: httpx2.AsyncClient, conn
     assert [answer.status_code for answer in answers] == [200, 500, 200]
 
 
+async def test_a_job_that_takes_too_long_to_read_takes_nobody_elses_time(dsn: str, connection: Connection) -> None:
+    connection.execute("insert into jobqueue.queue (name) values ('q')")
+    async with serving(dsn, {"api_statement_timeout": 0.5}) as client:
+        good, slow = [await send(client, subject=f"s{n}") for n in range(2)]
+        (body,) = rows(connection, "select prosrc from pg_proc where proname = 'http_queue_position'")[0]
+        spoilt = body.replace("begin", f"begin if _id = '{slow}' then perform pg_sleep(60); end if;", 1)
+        connection.execute(
+            "create or replace function jobqueue.http_queue_position(_id uuid) returns int language plpgsql stable "
+            f"security definer set search_path = pg_catalog, jobqueue, pg_temp as $x${spoilt}$x$".encode()
+        )
+        answers = await asyncio.gather(*(client.get(f"/jobs/{job}") for job in (good, slow, good)))
+        assert [answer.status_code for answer in answers] == [200, 504, 200]
+
+
 async def test_a_request_that_does_not_come_to_its_turn_in_time_is_503_and_the_others_are_answered(
     dsn: str, connection: Connection
 ) -> None:

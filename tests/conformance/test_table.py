@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 import jobqueue
-from jobqueue import App, Job
+from jobqueue import App, Job, testing
 from jobqueue.cli import main
 from jobqueue.settings import Settings
 from tests.conformance import inventory, table
@@ -97,6 +97,8 @@ def _texts() -> list[str]:
 def _is_known(span: str, objects: set[str], words: set[str]) -> bool:
     if span.startswith("jobqueue "):
         return _is_command(span.split()[1:])
+    if tool := re.fullmatch(r"jobqueue\.testing\.(\w+)", span):
+        return hasattr(testing, tool[1])
     settings = re.findall(r"\bJOBQUEUE_([A-Z_]+)", span)
     names = re.findall(r"\bjobqueue\.(\w+)", span)
     methods = re.findall(r"\b(app|job)\.(\w+)", span)

@@ -154,6 +154,12 @@ async def test_many_jobs_at_once_are_counted_named_and_typed_first(
     assert "1 done, 1 refused." in (await see(client, answer.headers["Location"].removeprefix("/ui"))).text
     assert [status_of(connection, job) for job in jobs] == ["failed", "cancelled", "pending"]
     send_many(connection, 120, '{"subject": "many"}')
+    # a form that was open while its jobs went
+    form = await form_of(client, f"/bulk?action=cancel&id={jobs[2]}")
+    await client.post(f"/jobs/{jobs[2]}/cancel", json={"reason": "no more"})
+    await client.delete(f"/jobs/{jobs[2]}")
+    answer = await press(client, form, reason="all")
+    assert "Nothing was done" in (await see(client, answer.headers["Location"].removeprefix("/ui"))).text
     path = "/bulk?action=cancel&everything=1&subject=many&status=pending"
     form = await form_of(client, path)
     assert "typed" in form.required

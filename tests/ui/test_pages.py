@@ -288,6 +288,64 @@ async def test_a_job_tells_all_that_is_known(client: httpx2.AsyncClient, connect
         "update jobqueue.job set payload = jsonb_build_object('x', repeat(md5('1'), 4000)) where id = %s", (job,)
     )
     assert "Payload" in (await see(client, f"/jobs/{job}")).text
+    # one that would be a thousand times its size, laid out, is shown as it is
+    connection.execute(
+        "update jobqueue.job set payload = (repeat('[', 90) || repeat('0,', 200000) || '0' || repeat(']', 90))::jsonb "
+        "where id = %s",
+        (job,),
+    )
+    page = await see(client, f"/jobs/{job}")
+    assert f"{'[' * 90}0, 0, 0, " in page.text
+
+
+async def test_a_job_with_thousands_of_stages_and_attempts_has_a_page_of_usual_size(
+    client: httpx2.AsyncClient, connection: Connection
+) -> None:
+    job = job_of(connection)
+    connection.execute(
+        "insert into jobqueue.stage (job_id, tenant, name, position, status) "
+        "select %s, 'default', 's' || n, n, case when n <= 1500 then 'completed' else 'pending' end "
+        "from generate_series(1, 3000) n",
+        (job,),
+    )
+    connection.execute(
+        "insert into jobqueue.attempt (job_id, tenant, attempt, outcome, started_at, ended_at, error_class, error_code, "
+        "error_message, error_detail) "
+        "select %s, 'default', n, 'failed', now(), now(), 'transient', 'E', 'no', repeat('x', 2000) "
+        "from generate_series(1, 3000) n",
+        (job,),
+    )
+    answer = await client.get(f"/ui/jobs/{job}")
+    page = Page(answer.text)
+    assert len(answer.text) < 200_000
+    assert "1,500 of 3,000 done; 1,492 to 1,591 are shown" in page.text, "the first that is not done is in sight"
+    assert "The latest 100 of 3,000 attempts" in page.text
+    assert answer.text.count("<summary>Traceback") == 10
+
+
+async def test_times_that_only_postgres_knows_break_no_page(client: httpx2.AsyncClient, connection: Connection) -> None:
+    """9999-12-31 in Alaska is the year 10000 in UTC; and psql takes any time."""
+    job = job_of(connection, '{"run_at": "9999-12-31T23:59:59-09:00"}')
+    assert "10000-01-01" in (await see(client, f"/jobs/{job}")).text
+    for run_at in ("20000-01-01", "0044-03-15 12:00 BC"):
+        connection.execute("update jobqueue.job set run_at = %s where id = %s", (run_at, job))
+        assert run_at[:9] in (await see(client, f"/jobs/{job}")).text
+        assert shown(await see(client, "/jobs")) == [job], run_at
+
+
+async def test_a_page_is_shown_though_the_database_was_restarted(
+    client: httpx2.AsyncClient, connection: Connection
+) -> None:
+    job = job_of(connection)
+    for path in (f"/ui/jobs/{job}", "/readyz", "/metrics"):
+        await client.get("/jobs/stats")
+        connection.execute(
+            "select pg_terminate_backend(pid) from pg_stat_activity "
+            "where application_name = 'jobqueue api' and datname = current_database()"
+        )
+        answer = await client.get(path)
+        assert answer.status_code == 200, (path, answer.text)
+    assert "jobqueue_database_up 1" in answer.text
 
 
 async def test_a_slow_database_is_told_and_not_waited_for(

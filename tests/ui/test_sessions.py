@@ -202,11 +202,17 @@ async def test_after_login_nobody_is_led_elsewhere(client: httpx2.AsyncClient, c
         "/\\evil.example",
         "javascript:alert(1)",
         "/a\r\nX: y",
+        "/../elsewhere",
+        "/%2E%2e/elsewhere",
         "",
     ):
         location = (await press(client, form, key=key.text, next=given)).headers["Location"]
         assert location.startswith("/ui/"), (given, location)
         assert "\n" not in location
+        assert "elsewhere" not in location
+    # parameters have any name
+    location = (await press(client, form, key=key.text, next="/jobs?path=1&self=2")).headers["Location"]
+    assert location == "/ui/jobs?path=1&self=2"
 
 
 async def test_an_application_that_knows_its_users_has_no_login_here(dsn: str, connection: Connection) -> None:

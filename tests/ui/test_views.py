@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from xml.etree import ElementTree
@@ -246,6 +247,28 @@ def test_jobs_of_a_flow_stand_in_their_order_even_if_some_are_missing() -> None:
     found = _in_order([job("c", "b", "gone"), job("b", "a"), job("a"), job("x", "y"), job("y", "x")])
     assert [(one["id"], one["step"]) for one in found if one["id"] in "abc"] == [("a", 1), ("b", 2), ("c", 3)]
     assert [parent["number"] for parent in next(one for one in found if one["id"] == "c")["parents"]][1] is None
+
+
+def test_a_thousand_jobs_that_wait_one_for_the_other_are_put_in_order_at_once() -> None:
+    """Each edge is looked at once; it is calls that are counted, for nobody else is answered meanwhile."""
+    chain = [
+        {"id": str(n), "status": "blocked", "depends_on": [{"id": str(n - 1), "on_failure": "wait"}]}
+        for n in reversed(range(1000))
+    ]
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        found = _in_order(chain)
+    finally:
+        sys.setprofile(before)
+    assert [(job["id"], job["step"]) for job in found] == [(str(n), n + 1) for n in range(1000)]
+    assert calls < 20 * len(chain)
 
 
 def test_what_a_tenant_waits_for_is_named_after_its_subjects() -> None:
