@@ -278,9 +278,12 @@ begin
         what_to_do := 'Nothing: when the lease has run out any live worker rescues it.';
         return next;
     end if;
-    who := coalesce(nullif(concat_ws(', ', w.name, w.hostname, 'pid ' || w.pid), ''), 'unnamed');
+    -- machines are nobody's business who may see single tenants only
+    if visible_tenants() is null or sees_all_tenants() then
+        who := format(' (%s)', coalesce(nullif(concat_ws(', ', w.name, w.hostname, 'pid ' || w.pid), ''), 'unnamed'));
+    end if;
     reason := 'processing';
-    detail := format('Attempt %s %s since %s at worker %s (%s)%s; lease until %s UTC.', _job.attempt,
+    detail := format('Attempt %s %s since %s at worker %s%s%s; lease until %s UTC.', _job.attempt,
         case when coalesce(_job.handler_started, true) then 'runs' else 'is in the worker''s hands, not started,' end,
         ago(_job.started_at), _job.worker_id, who,
         concat(', ' || _job.current_stage, ', ' || _job.progress_pct || ' %', ', ' || _job.progress_message),

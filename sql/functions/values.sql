@@ -46,6 +46,10 @@ begin
         and given ~* '^\d{4}-\d\d-\d\d[t ]\d\d:\d\d(:\d\d(\.\d+)?)?\s?(z|[+-]\d\d(:?\d\d)?)$' then
         begin
             result := given::timestamptz;
+            -- an offset leads out of the years that clients can read
+            if result not between timestamptz '0001-01-02 00:00:00 UTC' and timestamptz '9999-12-30 23:59:59.999999 UTC' then
+                result := null;
+            end if;
         exception when data_exception then
             result := null;
         end;

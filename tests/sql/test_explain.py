@@ -124,6 +124,8 @@ def test_a_running_job_names_its_worker_its_life_and_what_was_asked(engine: Engi
     assert list(found) == ["processing"]
     for part in ("Attempt 1 runs", str(WORKER), "press, h, pid 7", "40 %", "page 4", "lease until"):
         assert part in found["processing"]
+    with engine.acting_as("jobqueue_api", "default"):
+        assert "press" not in explain(engine, claim.id)["processing"], "machines are nothing for single tenants"
     engine.call("cancel", claim.id, "wrong file")
     found = explain(engine, claim.id)
     assert list(found) == ["cancel_requested", "processing"]
