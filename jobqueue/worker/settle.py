@@ -6,6 +6,9 @@ the database is away: a flush is repeated until it succeeds, and repeating a com
 
 The database's note of a claim goes with the very last of its ends, in the same transaction: a job that is under way
 without one is found by nobody. So an attempt of which nothing is written keeps its note, until rescue has looked.
+
+A person may hold a job in an open transaction, for as long as it takes to have lunch. Its end is put aside and tried
+again every second; the others are written meanwhile.
 """
 
 from __future__ import annotations
@@ -27,6 +30,11 @@ from jobqueue.worker.resilience import DATABASE_AWAY, Backoff
 from jobqueue.worker.rows import prepare_rows
 
 MOST_PER_FLUSH = 1000
+LOCK_TIMEOUT = "500ms"
+"""How long a flush waits for a job that somebody else has locked. Under deadlock_timeout (1 s): no line in the log."""
+ASIDE_TIMEOUT = "20ms"
+ASIDE_SECONDS = 1.0
+"""Seconds between two tries of an end that was put aside."""
 
 SETTLE = (
     "select id, token, outcome from jobqueue.settle(%s, %s::uuid[], %s::uuid[], %s::jsonb[], %s::jsonb[], %s::bigint[])"
@@ -102,6 +110,8 @@ class Settler:
         self._dsn, self._worker_id, self._pooler = dsn, worker_id, pooler
         self._flushed, self._failed = flushed, failed
         self._next = Batch()
+        self._aside: list[Batch] = []
+        self._aside_at = 0.0
         self._work = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -173,13 +183,15 @@ class Settler:
     async def _loop(self) -> None:
         backoff = Backoff()
         while True:
-            await self._work.wait()
-            self._work.clear()
+            await self._wait_for_work()
             batch, self._next = self._next, Batch()
-            while True:
+            while batch:
                 try:
                     await self._write(batch)
                     backoff.reset()
+                    break
+                except psycopg.errors.LockNotAvailable:
+                    await self._write_around(batch)
                     break
                 except DATABASE_AWAY as error:
                     await self._disconnect()
@@ -189,8 +201,49 @@ class Settler:
                 except psycopg.Error as error:
                     logger.warning("a flush was refused, writing its jobs one by one: %s", error)
                     batch = await self._spoiled(batch, error)
-            if not self._work.is_set():
+            await self._try_aside()
+            if not self._work.is_set() and not self._aside:
                 self._empty.set()
+
+    async def _wait_for_work(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ASIDE_SECONDS if self._aside else None):
+                await self._work.wait()
+        self._work.clear()
+
+    async def _write_around(self, batch: Batch) -> None:
+        """Somebody holds one of the jobs: write the others, and put that one aside."""
+        for alone in batch.singles():
+            await self._write_alone(alone)
+
+    def _put_aside(self, alone: Batch) -> None:
+        (held,) = alone.held()
+        text = "job %s: somebody holds it in an open transaction; its end waits, the others do not"
+        logger.warning(text, held.id, extra={"event": "job.held", "job_id": held.id})
+        self._aside.append(alone)
+        self._aside_at = asyncio.get_running_loop().time() + ASIDE_SECONDS
+
+    async def _try_aside(self) -> None:
+        """Write the ends that were put aside, if their jobs are free now."""
+        if not self._aside or asyncio.get_running_loop().time() < self._aside_at:
+            return
+        aside, self._aside = self._aside, []
+        for n, alone in enumerate(aside):
+            try:
+                await self._wait_for_locks(await self._connect(), ASIDE_TIMEOUT)
+                await self._write(alone)
+            except psycopg.errors.LockNotAvailable:
+                self._aside.append(alone)
+            except DATABASE_AWAY:
+                await self._disconnect()
+                self._aside += aside[n:]
+                break
+            except psycopg.Error as error:
+                await self._write_alone(await self._spoiled(alone, error))
+        if self._connection is not None:
+            with contextlib.suppress(*DATABASE_AWAY):
+                await self._wait_for_locks(self._connection, LOCK_TIMEOUT)
+        self._aside_at = asyncio.get_running_loop().time() + ASIDE_SECONDS
 
     async def _write(self, batch: Batch) -> None:
         connection = await self._connect()
@@ -243,6 +296,9 @@ class Settler:
         while alone:
             try:
                 await self._write(alone)
+                return
+            except psycopg.errors.LockNotAvailable:
+                self._put_aside(alone)
                 return
             except DATABASE_AWAY:
                 await self._disconnect()
@@ -307,8 +363,14 @@ class Settler:
         if self._connection is None or self._connection.closed:
             connection = await connect_async(self._dsn, "jobqueue results", pooler=self._pooler)
             prepare_rows(connection)
+            await self._wait_for_locks(connection, LOCK_TIMEOUT)
             self._connection = connection
         return self._connection
+
+    async def _wait_for_locks(self, connection: AsyncConnection[Any], timeout: str) -> None:
+        # Behind a pooler that mixes transactions it would stick to a session of somebody else.
+        if not self._pooler:
+            await connection.execute(f"set lock_timeout = '{timeout}'".encode())
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None

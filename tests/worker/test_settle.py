@@ -83,3 +83,33 @@ async def test_a_job_that_a_fenced_worker_gives_up_is_rescued(
         assert engine.status(sent.id) == "processing"
         engine.lose_lease(sent.id)
         await eventually(lambda: engine.status(sent.id) == "pending")
+
+
+async def test_a_job_that_somebody_holds_keeps_no_other_result_from_being_written(
+    dsn: str, connection: psycopg.Connection[Any]
+) -> None:
+    engine = Engine(connection, dsn)
+    for _ in range(6):
+        engine.send()
+    held = held_of(engine.prefetch(6, start=6))
+    settler = Settler(dsn, str(WORKER), lambda jobs, done: None)
+    status = "select array_agg(status order by created_at, id) from jobqueue.job"
+    with psycopg.connect(dsn) as somebody:
+        somebody.execute("select from jobqueue.job where id = any (%s) for update", [[held[1].id, held[4].id]])
+        for job in held[:3]:
+            settler.complete(job, '"done"', None)
+        for job in held[3:]:
+            settler.fail(job, PERMANENT, None)
+        settler.start()
+        try:
+            written = ["completed", "processing", "completed", "failed", "processing", "failed"]
+            await eventually(lambda: engine.value(status) == written)
+            later = held_of(engine.prefetch(1, start=1)) if engine.send() else []
+            settler.complete(later[0], None, None)
+            await eventually(lambda: engine.job(later[0].id)["status"] == "completed")  # type: ignore[arg-type]
+            assert engine.value(status)[:6] == written
+            somebody.rollback()
+            await eventually(lambda: engine.value(status)[:6] == ["completed"] * 3 + ["failed"] * 3)
+            assert engine.job(held[1].id)["result"] == "done"  # type: ignore[arg-type]
+        finally:
+            assert await settler.stop()
