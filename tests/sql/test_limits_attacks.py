@@ -270,8 +270,12 @@ def test_a_queue_that_was_deleted_leaves_nothing_behind(engine: Engine) -> None:
     for _ in range(2):
         limited(engine, concurrency=1, rate_limit={"limit": 5, "period": 60})
         send_all(engine, [{}] * 3)
+        # However fast the others are done: this one keeps the queue from being deleted.
+        later = engine.send(delay=3600)
         with Claimers(lambda: engine.dsn, 2):
             assert engine.refused(engine.call, "delete_queue", "q").code == "CONFLICT"
+            engine.call("cancel", later, "not needed")
+            engine.call("delete_job", later, "not needed")
             deadline = time.monotonic() + 20
             while engine.value(LEFT):
                 assert time.monotonic() < deadline

@@ -324,10 +324,9 @@ async def test_a_job_with_thousands_of_stages_and_attempts_has_a_page_of_usual_s
 
 
 async def test_times_that_only_postgres_knows_break_no_page(client: httpx2.AsyncClient, connection: Connection) -> None:
-    """9999-12-31 in Alaska is the year 10000 in UTC; and psql takes any time."""
-    job = job_of(connection, '{"run_at": "9999-12-31T23:59:59-09:00"}')
-    assert "10000-01-01" in (await see(client, f"/jobs/{job}")).text
-    for run_at in ("20000-01-01", "0044-03-15 12:00 BC"):
+    """Sending refuses them; by hand the table takes any time."""
+    job = job_of(connection)
+    for run_at in ("10000-01-01", "20000-01-01", "0044-03-15 12:00 BC"):
         connection.execute("update jobqueue.job set run_at = %s where id = %s", (run_at, job))
         assert run_at[:9] in (await see(client, f"/jobs/{job}")).text
         assert shown(await see(client, "/jobs")) == [job], run_at

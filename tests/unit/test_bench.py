@@ -47,16 +47,13 @@ def rows_by_name(report: dict[str, Any], runs: int) -> dict[str, dict[str, Any]]
 
 
 @pytest.mark.slow
-def test_drain_measures_both_states_of_statistics_and_a_tuned_worker_beside_the_raw_limit(
-    tmp_path: Path, server: EmbeddedServer
-) -> None:
-    arguments = ["--jobs", "60", "--runs", "1", "--tuned", "--dsn", server.dsn]
+def test_drain_measures_both_states_of_statistics_beside_the_raw_limit(tmp_path: Path, server: EmbeddedServer) -> None:
+    arguments = ["--jobs", "60", "--runs", "1", "--dsn", server.dsn]
     rows = rows_by_name(bench(tmp_path, "drain", *arguments), runs=1)
     for state in ("analyzed", "no statistics"):
         assert len(rows[f"default, 1 process, {state}"]["ratios"]) == 1
     assert rows["default, 1 process, analyzed"]["bars"] == ["≥ 25000", "≥ 0.5 of limit"]
     assert "default: no statistics ÷ analyzed" in rows
-    assert {"tuned, 1 process, analyzed", "tuned, batch handler of 500, 1 process, no statistics"} <= set(rows)
 
 
 @pytest.mark.slow
@@ -98,17 +95,6 @@ def test_snapshot_counts_the_buffers_of_claims(tmp_path: Path) -> None:
     assert rows["buffers per claimed job after 1,000"]["median"] > 0
     assert rows["buffers per claimed job after 40"]["ratio"] > 0
     assert [len(rates) for rates in report["facts"]["round_rates"]] == [2]
-
-
-@pytest.mark.slow
-def test_http_measures_each_side_beside_a_bare_route(tmp_path: Path, server: EmbeddedServer) -> None:
-    arguments = ["--jobs", "6", "--runs", "1", "--seconds", "0.25", "--polls", "4", "--dsn", server.dsn]
-    rows = rows_by_name(bench(tmp_path, "http", *arguments), runs=1)
-    for name in ("GET /jobs/{id}, 200", "the same with a key that has a quota"):
-        assert rows[name]["ratio"] > 0
-        assert rows[name]["bars"] == ["≥ 0.5 of limit"]
-    assert rows["304"]["bars"] == ["≥ 1 of limit"]
-    assert (rows["long polls open"]["median"], rows["long polls answered"]["median"]) == (4, 4)
 
 
 def test_a_server_that_does_not_count_statements_is_refused_with_what_to_set(
