@@ -9,7 +9,6 @@
   const FLOOR_EVERY = 5000;     // also without signals: new jobs, heartbeats and places in the line give none
   const ANNOUNCE_EVERY = 5000;
   const SAID_FOR = 10000;
-
   const kept = {
     get(name) { try { return localStorage.getItem('jobqueue.' + name); } catch { return null; } },
     set(name, value) { try { localStorage.setItem('jobqueue.' + name, value); } catch { /* private window */ } },
