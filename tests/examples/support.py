@@ -67,6 +67,12 @@ def get(connection: Connection, job: UUID) -> JobRecord:
     return JobRecord.model_validate(row)
 
 
+def history(connection: Connection, job: UUID) -> list[tuple[Any, ...]]:
+    """How each attempt ended, for a test that fails."""
+    columns = "attempt, outcome, error_class, error_message, error_detail"
+    return rows(connection, f"select {columns} from jobqueue.attempt where job_id = %s order by attempt", (job,))
+
+
 def ended(connection: Connection, job: UUID) -> JobRecord:
     """Wait until some worker has ended the job."""
     wait_until(lambda: get(connection, job).done, what="the job has ended", timeout=60)
