@@ -69,6 +69,7 @@ def environment() -> Environment:
     made.filters.update(
         when=when,
         duration=duration,
+        took=took,
         number=number,
         bounded=bounded,
         status=status_mark,
@@ -124,6 +125,15 @@ def duration(seconds: float | None, missing: str = NOTHING) -> str:
             rest = whole % size // smaller
             return f"{whole // size} {name}" + (f" {rest} {small_name}" if rest else "")
     return f"{whole} s"
+
+
+def took(began: str | datetime | None, ended: str | datetime | None, missing: str = NOTHING) -> str:
+    """Return the duration between two times, under a tenth of a second in milliseconds; `missing` if one is not known."""
+    if began is None or ended is None:
+        return missing
+    first, last = (time_of(value) if isinstance(value, str) else value for value in (began, ended))
+    seconds = max(0.0, (last - first).total_seconds())
+    return f"{seconds * 1000:.0f} ms" if seconds < 0.095 else duration(seconds)
 
 
 def number(value: float | None, missing: str = NOTHING) -> str:

@@ -13,6 +13,7 @@ import pytest
 
 from jobqueue.api.ui import visit
 from jobqueue.api.ui.navigation import NAVIGATION
+from jobqueue.api.ui.rendering import NOTHING, took
 from tests.api.conftest import serving
 from tests.support.api_keys import create_key, forget_keys
 from tests.ui.pages import POLICY, Page, fail_next, job_of, log_in, see
@@ -296,6 +297,37 @@ async def test_a_job_tells_all_that_is_known(client: httpx2.AsyncClient, connect
     )
     page = await see(client, f"/jobs/{job}")
     assert f"{'[' * 90}0, 0, 0, " in page.text
+
+
+async def test_a_job_says_how_long_it_waited_and_how_long_each_attempt_took(
+    client: httpx2.AsyncClient, connection: Connection
+) -> None:
+    job = job_of(connection)
+    assert not {"Waited", "Took"} & set((await see(client, f"/jobs/{job}")).words), "it has not begun"
+    row = connection.execute("select claim_token from jobqueue.claim(array['q'], gen_random_uuid(), 1)").fetchone()
+    assert row is not None
+    connection.execute("select jobqueue.complete(%s, %s)", (job, row[0]))
+    times = "started_at = run_at + interval '42 s', completed_at = run_at + interval '103 s'"
+    connection.execute(f"update jobqueue.job set {times} where id = %s".encode(), (job,))
+    connection.execute("update jobqueue.attempt set started_at = ended_at - interval '61 s' where job_id = %s", (job,))
+    page = await see(client, f"/jobs/{job}")
+    words = [word for word in page.words if word in {"Waited", "42 s", "Took", "1 min 1 s"}]
+    assert words == ["Waited", "42 s", "Took", "1 min 1 s", "Took", "1 min 1 s"]
+    assert "8 actions are not possible now" in page.text
+    assert "Nothing." not in page.words
+
+
+@pytest.mark.parametrize(
+    ("began", "ended", "said"),
+    [
+        ("2026-11-22T10:00:00Z", "2026-11-22T10:00:00.012Z", "12 ms"),
+        ("2026-11-22T10:00:00Z", "2026-11-22T11:00:01.5+01:00", "1.5 s"),
+        ("2026-11-22T10:00:01Z", "2026-11-22T10:00:00Z", "0 ms"),
+        (None, "2026-11-22T10:00:00Z", NOTHING),
+    ],
+)
+def test_durations_are_said_in_the_unit_that_fits(began: str | None, ended: str, said: str) -> None:
+    assert took(began, ended) == said
 
 
 async def test_a_job_with_thousands_of_stages_and_attempts_has_a_page_of_usual_size(
