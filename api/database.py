@@ -14,7 +14,7 @@ from psycopg import AsyncConnection
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
-from jobqueue.database.pool import connect_async, open_pool
+from jobqueue.database.pool import connect_async, is_pooled, open_pool
 from jobqueue.errors import ConfigurationError, DatabaseUnavailable
 from jobqueue.settings import Settings, resolve_dsn
 
@@ -57,12 +57,13 @@ class Database:
         self._dsn = dsn
         self._pool_size = pool_size
         self._pool: AsyncConnectionPool[AsyncConnection[Any]] | None = None
+        self._pooled = settings.pooler
         self._opening = asyncio.Lock()
 
     @property
     def can_listen(self) -> bool:
         """Whether there is a direct connection to listen on."""
-        return bool(self.settings.listen_dsn) or not self.settings.pooler
+        return bool(self.settings.listen_dsn) or not self._pooled
 
     async def open(self, timeout: float = 0.0) -> AsyncConnectionPool[AsyncConnection[Any]]:
         """Open the pool unless it is open. `timeout`: seconds to wait for the server (0: one attempt).
@@ -148,6 +149,7 @@ class Database:
     async def _choose_role(self, pool: AsyncConnectionPool[AsyncConnection[Any]]) -> None:
         try:
             async with pool.connection(self.patience) as connection:
+                self._pooled = is_pooled(connection)
                 row = await (await connection.execute(_MAY_TAKE_ROLE)).fetchone()
         except psycopg.errors.UndefinedObject:
             # No such role, so no schema yet: /readyz says so, and once there is one the role can be taken.

@@ -50,6 +50,36 @@ STATUS_OF_CODE: Mapping[str, int] = {
     "TIMED_OUT": 504,
 }
 
+HINT_OF_CODE: Mapping[str, str] = {
+    "INVALID_ARGUMENT": "GET /openapi.json says what each route takes.",
+    "UNKNOWN_OPTION": "GET /openapi.json says what each route takes.",
+    "CURSOR_MISMATCH": "Begin anew without a cursor.",
+    "UNAUTHORIZED": "Send Authorization: Bearer and a key that has neither expired nor been revoked.",
+    "FORBIDDEN": "Use a key that has the scope and sees the tenants that this needs.",
+    "NOT_FOUND": "GET /openapi.json lists the routes.",
+    "JOB_NOT_FOUND": "It may have been deleted after its time of keeping, or it belongs to a tenant that you do not see.",
+    "QUEUE_NOT_FOUND": "GET /queues lists the queues. To make one: jobqueue queues create NAME, or let this API make those that"
+    " jobs are sent to (JOBQUEUE_API_CREATE_QUEUES=1).",
+    "SCHEDULE_NOT_FOUND": "GET /schedules lists those of your tenants.",
+    "WORKER_NOT_FOUND": "GET /workers lists them; one that has stopped cannot be drained.",
+    "BULK_NOT_FOUND": "It may belong to a tenant that you do not see; operations go a week after their end.",
+    "FLOW_NOT_FOUND": "Give the id of a flow, or of a job in one, of a tenant that you see.",
+    "BATCH_NOT_FOUND": "It may have been deleted after its time of keeping, or it belongs to a tenant that you do not see.",
+    "METHOD_NOT_ALLOWED": "The header Allow names the methods of this route.",
+    "INVALID_TRANSITION": "details.allowed names what can be done with the job now.",
+    "LEASE_LOST": "Another claim has the job, or it has ended: keep what was done for it out.",
+    "CONFLICT": "Look at what stands in the way, and try again.",
+    "TOO_LARGE": "Keep large data elsewhere, and send where they lie.",
+    "UNSUPPORTED_MEDIA_TYPE": "Send JSON, not compressed, with Content-Type: application/json.",
+    "IDEMPOTENCY_KEY_REUSED": "Send another request with a key of its own.",
+    "LIMIT_REACHED": "Try again after the seconds in Retry-After.",
+    "QUOTA_EXCEEDED": "Try again when the quota is whole: X-RateLimit-Reset, in epoch seconds.",
+    "INTERNAL": "The log of the server has more under this request_id.",
+    "UNAVAILABLE": "Try again after the seconds in Retry-After. With an Idempotency-Key a job is not sent twice.",
+    "TIMED_OUT": "Try again after the seconds in Retry-After, or ask for less.",
+}
+"""What to do, unless an answer says it better. Hints of the database that speak of its functions are not repeated."""
+
 # Of codes that only a newer schema knows.
 STATUS_OF_SQLSTATE: Mapping[str, int] = {
     "JQ400": 422,
@@ -76,7 +106,8 @@ class ApiError(Exception):
     """An answer that is an error.
 
     `code`: one of `STATUS_OF_CODE`, which also gives the status unless `status` does. `hint`: what to do, put into
-    `details.hint`. `headers`: beside those of every answer; 429, 503 and 504 get Retry-After by themselves.
+    `details.hint`; without one JSON answers have that of `HINT_OF_CODE`. `headers`: beside those of every answer; 429, 503
+    and 504 get Retry-After by themselves.
     """
 
     def __init__(
@@ -137,8 +168,12 @@ def error_response(error: ApiError, request_id: str, accept: str) -> Response:
 
 def envelope(error: ApiError, request_id: str) -> dict[str, Any]:
     """Return the body of an error."""
+    details = error.details
+    if "hint" not in details and (hint := HINT_OF_CODE.get(error.code)) is not None:
+        nearest = details.get("nearest")
+        details = {**details, "hint": f'Did you mean "{nearest}"? {hint}' if nearest else hint}
     return {
-        "error": {"code": error.code, "message": str(error), "details": error.details},
+        "error": {"code": error.code, "message": str(error), "details": details},
         "type": "urn:jobqueue:error:" + error.code.lower().replace("_", "-"),
         "title": error.code.replace("_", " ").capitalize(),
         "status": error.status,
@@ -181,11 +216,7 @@ def is_unavailable(error: psycopg.Error) -> bool:
 
 
 def _internal() -> ApiError:
-    return ApiError(
-        "INTERNAL",
-        "Something went wrong on the server.",
-        hint="The log of the server has more under this request_id.",
-    )
+    return ApiError("INTERNAL", "Something went wrong on the server.", hint=HINT_OF_CODE["INTERNAL"])
 
 
 def title_of_status(status: int) -> str:

@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from urllib.parse import urlencode
@@ -39,7 +40,7 @@ from jobqueue.api.statements import read
 PER_PAGE_DEFAULT = 20
 MOST_COUNTED = 10_000
 
-_JOBS = "select total, id::text, created_at, body from jobqueue.http_jobs(%s, %s, %s::jsonb, %s, %s, %s, %s, %s)"
+_JOBS = "select total, id::text, created_at, body, open from jobqueue.http_jobs(%s, %s, %s::jsonb, %s, %s, %s, %s, %s)"
 _ACTIVE = "select total, id::text, created_at, body from jobqueue.http_active(%s, %s, %s, %s, %s)"
 _STATS = "select counts, capped from jobqueue.http_stats(%s, %s, %s::jsonb)"
 
@@ -61,15 +62,28 @@ async def get_jobs(call: Call) -> Response:
         )
     parameters = (json.dumps(wanted), *after, per_page, (page - 1) * per_page, call.query.get("fields"))
     rows = await read(call, _JOBS, *parameters)
-    jobs = rows[:per_page] if rows[0][1] is not None else []
-    following = _make_cursor(call, wanted, jobs[-1]) if len(rows) > per_page else None
+    jobs = [row for row in rows if row[3] is not None]
+    last = last_seen(rows, jobs, per_page)
+    following = _make_cursor(call, wanted, last) if last is not None else None
     meta = {
-        **_total(rows[0][0]),
+        **_total(rows[0][0], is_open=rows[0][4]),
         "page": None if "cursor" in call.query else page,
         "per_page": per_page,
         "next_cursor": following,
     }
     return _page(call, jobs, meta, _link(call, following))
+
+
+def last_seen(
+    rows: Sequence[tuple[Any, ...]], jobs: Sequence[tuple[Any, ...]], per_page: int
+) -> tuple[Any, ...] | None:
+    """Return the row behind which a list goes on; None if it does not.
+
+    A last row without a body says that it does. If the page is not full, looking ended there: see jobqueue.look_back().
+    """
+    if rows[-1][1] is None or rows[-1][3] is not None:
+        return None
+    return jobs[-1] if len(jobs) == per_page else rows[-1]
 
 
 def filter_of(call: Call) -> dict[str, Any]:
@@ -90,15 +104,15 @@ def _per_page(call: Call) -> int:
     return int(call.query.get("limit") or call.query.get("per_page") or PER_PAGE_DEFAULT)
 
 
-def _total(total: int) -> dict[str, Any]:
-    return {"total": min(total, MOST_COUNTED), "total_capped": total > MOST_COUNTED}
+def _total(total: int, *, is_open: bool = False) -> dict[str, Any]:
+    return {"total": min(total, MOST_COUNTED), "total_capped": is_open or total > MOST_COUNTED}
 
 
 def _page(
     call: Call, rows: list[tuple[Any, ...]], meta: dict[str, Any], headers: dict[str, str] | None = None
 ) -> Response:
     fields = call.query.get("fields")
-    data = b",".join(job_json(call, body, job_id, fields) for _, job_id, _, body in rows)
+    data = b",".join(job_json(call, body, job_id, fields) for _, job_id, _, body, *_ in rows)
     content = b'{"data":[' + data + b'],"meta":' + dump_json(meta) + b"}"
     return Response(content, headers={"Cache-Control": "no-store", **(headers or {})}, media_type="application/json")
 
@@ -115,7 +129,7 @@ def _link(call: Call, cursor: str | None) -> dict[str, str]:
 
 
 def _make_cursor(call: Call, wanted: dict[str, Any], last: tuple[Any, ...]) -> str:
-    _, job_id, created_at, _ = last
+    _, job_id, created_at, *_ = last
     return _encoded([created_at.isoformat(), job_id, _fingerprint(call, wanted)])
 
 
@@ -184,7 +198,10 @@ OPERATIONS: tuple[Operation, ...] = (
         path="/jobs",
         summary="List jobs, newest first",
         description="Values over 16 kB are left out and named in `omitted`; GET /jobs/{id} has them. `meta.total` is "
-        "exact up to 10,000; beyond that `total_capped` is true.",
+        "exact up to 10,000; beyond that `total_capped` is true. By status, error_class, error_code, subject and "
+        "created_by every job is found at once. For the rest (queue, job_type, mixtures) a page looks at no more than "
+        "100,000 jobs: it may have fewer than asked for, or none, and `next_cursor` goes on behind those; `total` is then "
+        "a lower bound, and `total_capped` true.",
         handler=get_jobs,
         tag="jobs",
         scopes=("jobs:read",),
@@ -217,8 +234,8 @@ OPERATIONS: tuple[Operation, ...] = (
         method="GET",
         path="/jobs/stats",
         summary="Count jobs by status",
-        description="The newest 50,000 jobs of each tenant are counted, or the newest 200,000 of all for a caller who sees "
-        "all tenants; `meta.capped` says that there are more.",
+        description="The newest 100,000 jobs are looked at; of several tenants each has its share of them, at least 1,000. "
+        "`meta.capped` says that there are more.",
         handler=get_stats,
         tag="jobs",
         scopes=("jobs:read",),

@@ -54,6 +54,7 @@ HELP: dict[str, str] = {
     "workers": "Workers by state.",
     "worker_slots": "Jobs that live workers can run at a time.",
     "worker_slots_busy": "Jobs that they run now.",
+    "worker_slots_stuck": "Slots that are kept by handlers whose attempts have ended.",
     "maintenance_late_seconds": "How long the maintenance step that is most late has been due.",
     "table_bytes": "Size of a table with its indexes.",
     "table_live_rows": "Rows of a table, as the server estimates.",

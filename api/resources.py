@@ -57,10 +57,12 @@ class PageMeta(BaseModel):
     """Where a page stands."""
 
     total: int = Field(description="at most 10,000")
-    total_capped: bool = Field(description="whether there are more")
+    total_capped: bool = Field(description="whether there are, or may be, more")
     page: int | None = Field(None, description="null when read by cursor")
     per_page: int
-    next_cursor: str | None = Field(None, description="null on the last page")
+    next_cursor: str | None = Field(
+        None, description="null on the last page; a page before it may have fewer jobs than per_page, or none"
+    )
 
 
 class JobPage(BaseModel):
@@ -257,6 +259,7 @@ class WorkerResource(BaseModel):
     stopped_at: datetime | None
     state: Literal["working", "draining", "lost", "stopped"]
     drain_reason: str | None
+    stuck: int = Field(description="slots that are kept by handlers that go on after their attempts have ended")
 
 
 class WorkerList(BaseModel):

@@ -41,8 +41,13 @@ FIRST_FD = 3
 BACKLOG = 2048
 DRAIN_SECONDS = 10
 """Time for requests under way at shutdown; long polls and streams end at once."""
+CHILD_SECONDS = 30
+"""How long one of several processes may be silent before it is replaced, at its start too. uvicorn's 5 s are less than a
+process needs to start on a machine that is busy: it would be ended and started again for ever."""
 HEAD_SECONDS = 15.0
 """For the head of a request; uvicorn waits for ever, so a byte a minute would hold a socket each."""
+FIRST_HEAD_SECONDS = 1.0
+"""How long a stopping server waits for the first request of a connection that it has accepted."""
 FACTORY = "jobqueue.api.server:child_application"
 
 
@@ -66,9 +71,14 @@ class Announced:
 
 
 class HeadInTime(AutoHTTPProtocol):  # type: ignore[valid-type, misc]
-    """uvicorn's protocol; a connection whose next request's head is not whole within `HEAD_SECONDS` is closed."""
+    """uvicorn's protocol; a connection whose next request's head is not whole within `HEAD_SECONDS` is closed.
+
+    At shutdown uvicorn closes connections that have no request. On a new one it is on its way, and would be reset: it
+    gets `FIRST_HEAD_SECONDS`, so that a restart behind a systemd socket fails nobody.
+    """
 
     _too_late: asyncio.TimerHandle | None = None
+    _is_last = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
@@ -76,11 +86,24 @@ class HeadInTime(AutoHTTPProtocol):  # type: ignore[valid-type, misc]
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        if self._is_last and self.cycle is not None:
+            self.cycle.keep_alive = False
         self._look_at_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._forget()
+
+    def shutdown(self) -> None:
+        if self.cycle is not None:
+            super().shutdown()
+        elif not self._is_last:
+            self._is_last = True
+            self.loop.call_later(FIRST_HEAD_SECONDS, self._end_unused)
+
+    def _end_unused(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            super().shutdown()
 
     def _look_at_head(self) -> None:
         if not self._reads_head():
@@ -136,6 +159,7 @@ def serve(settings: Settings, dsn: str, sockets: list[socket.socket], processes:
         timeout_graceful_shutdown=DRAIN_SECONDS,
         callback_notify=None if several else _feed,
         timeout_notify=max(1, int((notifier.watchdog_seconds or 60.0) / 2)),
+        timeout_worker_healthcheck=child_patience(notifier.watchdog_seconds),
     )
     for listening in sockets:
         logger.info("serving on %s", address_of(listening), extra={"event": "api.serving"})
@@ -146,6 +170,14 @@ def serve(settings: Settings, dsn: str, sockets: list[socket.socket], processes:
         else:
             uvicorn.Server(config).run(sockets)
     notifier.stopping("stopped")
+
+
+def child_patience(watchdog_seconds: float | None) -> int:
+    """Return how many seconds a child may be silent.
+
+    No more than half of what systemd allows the parent, which feeds the watchdog only while it does not wait for a child.
+    """
+    return max(1, int(min(CHILD_SECONDS, (watchdog_seconds or 2 * CHILD_SECONDS) / 2)))
 
 
 @contextlib.contextmanager

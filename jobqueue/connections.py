@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import socket
 import threading
 import weakref
 from collections.abc import AsyncIterator, Iterator
@@ -57,6 +59,13 @@ class Connections:
         with self._opened_blocking().connection() as connection:
             yield connection
 
+    def cut(self) -> None:
+        """Cut the asynchronous connections, lent ones too, without closing them: what waits on one fails at once."""
+        for connection in list(self._lent):
+            if not connection.closed:
+                with socket.socket(fileno=os.dup(connection.fileno())) as handle, contextlib.suppress(OSError):
+                    handle.shutdown(socket.SHUT_RDWR)
+
     async def close(self) -> None:
         """Close everything; a later use opens it again."""
         pool, self._pool = self._pool, None
@@ -102,18 +111,17 @@ class Connections:
             return self._blocking_pool
 
     def _open_blocking(self) -> ConnectionPool[Connection[Any]]:
-        from psycopg_pool import ConnectionPool
-
-        from jobqueue.database.pool import connect, connection_options
+        from jobqueue.database.alive import LiveBlockingPool
+        from jobqueue.database.pool import configure_blocking, connect, connection_options
 
         # The pool itself would only say "timeout": this one learns the reason, and whether the server is too old.
         connect(self.dsn, self._application_name, pooler=self._pooler, timeout=self._timeout).close()
-        return ConnectionPool(
+        return LiveBlockingPool(
             self.dsn,
             kwargs=connection_options(self.dsn, self._application_name, pooler=self._pooler),
             min_size=1,
             max_size=self._max_size,
-            configure=_use_utc,
+            configure=configure_blocking,
             name=self._application_name,
             timeout=self._timeout,
             open=True,
@@ -124,7 +132,3 @@ class Connections:
         for connection in list(self._lent):
             connection.pgconn.finish()
         self._lent.clear()
-
-
-def _use_utc(connection: Connection[Any]) -> None:
-    connection.execute("set time zone 'UTC'")

@@ -13,7 +13,8 @@ threads and processes; a plain `def` hook must therefore be short. This module o
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from uuid import UUID
@@ -24,6 +25,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 Hook = Callable[..., Any]
 CallNext = Callable[[Any], Awaitable[Any]]
 Middleware = Callable[[Any, CallNext], Awaitable[Any]]
+Timed = Callable[[str, Collection[str]], AbstractContextManager[None]]
+"""Measures what happens inside of a block: the name of the operation, and the queues that it is about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,8 @@ class Hooks:
     on_worker_stopped: list[_Entry] = field(default_factory=list)
     tracing: Callable[..., Any] | None = None
     """Makes what calls the hooks around jobs, if they are traced; of `app.instrument`."""
+    timed: Timed | None = None
+    """Measures what a worker asks of the database, if that is wanted; of `app.instrument`."""
 
     def of(self, kind: str, job_type: str | None = None) -> tuple[Hook, ...]:
         """Return the hooks of a kind, for a job_type those that apply to it."""

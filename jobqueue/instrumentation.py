@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from jobqueue.hooks import Hooks
     from jobqueue.settings import Settings
+    from jobqueue.telemetry.tracing import Telemetry
 
 
 class Instrumentation:
@@ -40,14 +41,18 @@ class Instrumentation:
         link to that span. Raises ConfigurationError if OpenTelemetry is not installed.
         """
         require_opentelemetry()
-        from jobqueue.telemetry.attempts import TracedJobHooks
-        from jobqueue.telemetry.sending import TracedSender
         from jobqueue.telemetry.tracing import Telemetry
 
-        telemetry = Telemetry(
-            tracer_provider, meter_provider, propagator=propagator, propagate=propagate, parent=parent
+        self._trace_with(
+            Telemetry(tracer_provider, meter_provider, propagator=propagator, propagate=propagate, parent=parent)
         )
+
+    def _trace_with(self, telemetry: Telemetry) -> None:
+        from jobqueue.telemetry.attempts import TracedJobHooks
+        from jobqueue.telemetry.sending import TracedSender
+
         self._sender = TracedSender(telemetry)
+        self.hooks.timed = telemetry.operation
         self.hooks.tracing = functools.partial(TracedJobHooks, telemetry)
 
     def _instrument_as_set(self, settings: Settings) -> None:

@@ -131,13 +131,11 @@ class CredentialFiles(PydanticBaseSettingsSource):
         return next((path for file in names if (path := Path(directory, file)).is_file()), None)
 
     def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        path = self.path_of(field_name)
-        if path is None:
-            return None, field_name, False
         try:
-            return path.read_text().strip(), field_name, False
+            path = self.path_of(field_name)
+            return path and path.read_text().strip(), field_name, False
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"credential file {path} cannot be read: {error}") from error
+            raise ConfigurationError(f"a credential file cannot be read: {error}") from error
 
     def __call__(self) -> dict[str, Any]:
         found = {name: self.get_field_value(field, name)[0] for name, field in self.settings_cls.model_fields.items()}

@@ -62,7 +62,7 @@ grant execute on function
     jobqueue.heartbeat(uuid, jsonb),
     jobqueue.progress(uuid, uuid, int, text, jsonb), jobqueue.stage(uuid, uuid, text, text, jsonb),
     jobqueue.checkpoint(uuid, uuid, text, jsonb, text, text, boolean), jobqueue.mark_done(uuid, uuid, text[]), jobqueue.done_keys(uuid),
-    jobqueue.register_worker(uuid, jsonb), jobqueue.stop_worker(uuid), jobqueue.queue_names(), jobqueue.register_job_types(jsonb),
+    jobqueue.register_worker(uuid, jsonb), jobqueue.stop_worker(uuid), jobqueue.note_stuck(uuid, int, jsonb), jobqueue.queue_names(), jobqueue.register_job_types(jsonb),
     jobqueue.maintain(uuid, text[]), jobqueue.maintenance_is_due()
     to jobqueue_worker;
 
@@ -96,10 +96,11 @@ grant execute on function
     jobqueue.http_watch(text, text[], interval), jobqueue.http_versions(text, uuid[])
     to jobqueue_api;
 grant select on jobqueue.bulk_operation to jobqueue_api, jobqueue_support_readonly;
--- functions/http_lists.sql, http_history.sql, http_actions.sql, http_streams.sql, http_lookup.sql
+-- functions/http_lists.sql, http_pages.sql, http_history.sql, http_actions.sql, http_streams.sql, http_lookup.sql
 grant execute on function
     jobqueue.http_some(uuid, text[], text[]), jobqueue.http_fields(), jobqueue.http_attempts(uuid, boolean),
     jobqueue.http_names(jsonb, text), jobqueue.http_conditions(jsonb), jobqueue.http_candidates(jsonb), jobqueue.http_tenants(jsonb),
+    jobqueue.look_back(), jobqueue.has_own_index(text), jobqueue.http_way(jsonb), jobqueue.http_source(text, text),
     jobqueue.http_found(jsonb, timestamptz, uuid, int, int), jobqueue.http_total(jsonb, int),
     jobqueue.http_jobs(text, text, jsonb, timestamptz, uuid, int, int, text[]),
     jobqueue.http_recent(int), jobqueue.first_id(timestamptz), jobqueue.http_worker_rows(boolean),
@@ -151,18 +152,6 @@ grant select on jobqueue.api_keys, jobqueue.quota_use to jobqueue_support_readon
 -- all but the hashes
 grant select (id, name, tenants, scopes, subject, act_as, quota_reads, quota_writes, quota_streams, created_at, created_by, expires_at,
     rotated_at, previous_until, revoked_at, revoke_reason, last_used_at) on jobqueue.api_key to jobqueue_support_readonly;
-do $$
-begin
-    alter table jobqueue.api_key enable row level security;
-    drop policy if exists support_read on jobqueue.api_key;
-    create policy support_read on jobqueue.api_key for select to jobqueue_support_readonly using (true);
-    alter table jobqueue.quota_use enable row level security;
-    drop policy if exists support_read on jobqueue.quota_use;
-    create policy support_read on jobqueue.quota_use for select to jobqueue_support_readonly using (true);
-    -- nobody reads it but its functions
-    alter table jobqueue.stream_ticket enable row level security;
-end
-$$;
 -- end of keys and quotas
 
 -- procrastinate applications: functions/procrastinate.sql, procrastinate_lists.sql
@@ -228,12 +217,6 @@ grant execute on function
     jobqueue.start_ui_session(bytea, text, bytea, interval), jobqueue.find_ui_session(bytea), jobqueue.end_ui_session(bytea),
     jobqueue.unfinished_ids(int), jobqueue.http_unfinished(text, text, jsonb, timestamptz, uuid, int, text[])
     to jobqueue_api;
-do $$
-begin
-    -- nobody reads it but its functions
-    alter table jobqueue.ui_session enable row level security;
-end
-$$;
 -- end of the dashboard
 
 -- Telemetry: functions/trace.sql
@@ -241,18 +224,37 @@ grant execute on function jobqueue.with_trace_context(jsonb, jsonb) to jobqueue_
 grant execute on function jobqueue.trace_context(uuid) to jobqueue_api, jobqueue_support_readonly;
 -- end of telemetry
 
--- Rows: jobqueue_api sees the tenants of its transaction, support sees all. Nobody else has a policy, so nobody else sees a row.
+-- Rows: jobqueue_api sees the tenants of its transaction, support sees all. Nobody else has a policy, so nobody else sees a row. What is as it
+-- should be is left alone: every program would wait for the lock on the table until the end of the migration. `printed` is the condition as
+-- PostgreSQL shows it; where it shows another one the policy is made anew.
 do $$
 declare
-    name text;
+    tenants text[] := array['job', 'attempt', 'stage', 'checkpoint', 'done_key', 'audit', 'tenant_pause', 'schedule', 'edge', 'flow',
+        'flow_member', 'batch', 'bulk_operation'];
+    want record;
 begin
-    foreach name in array array['job', 'attempt', 'stage', 'checkpoint', 'done_key', 'audit', 'tenant_pause', 'schedule', 'edge', 'flow', 'flow_member', 'batch', 'bulk_operation'] loop
-        execute format('alter table jobqueue.%I enable row level security', name);
-        execute format('drop policy if exists tenant_read on jobqueue.%I', name);
-        execute format('drop policy if exists support_read on jobqueue.%I', name);
-        execute format('create policy tenant_read on jobqueue.%I for select to jobqueue_api
-            using (tenant = any ((select jobqueue.visible_tenants())::text[]) or (select jobqueue.sees_all_tenants()))', name);
-        execute format('create policy support_read on jobqueue.%I for select to jobqueue_support_readonly using (true)', name);
+    for want in
+        select t.name, 'tenant_read' as policy, 'jobqueue_api' as role,
+            '(tenant = any ((select jobqueue.visible_tenants())::text[]) or (select jobqueue.sees_all_tenants()))' as condition,
+            '((tenant = ANY (( SELECT visible_tenants() AS visible_tenants)::text[])) OR ( SELECT sees_all_tenants() AS sees_all_tenants))' as printed
+        from unnest(tenants) t (name)
+        union all
+        select t.name, 'support_read', 'jobqueue_support_readonly', '(true)', 'true'
+        from unnest(tenants || array['api_key', 'quota_use']) t (name)
+    loop
+        continue when exists (select from pg_catalog.pg_policies p
+            where p.schemaname = 'jobqueue' and p.tablename = want.name and p.policyname = want.policy
+                and p.permissive = 'PERMISSIVE' and p.cmd = 'SELECT' and p.roles = array[want.role]::name[] and p.qual = want.printed);
+        execute format('drop policy if exists %I on jobqueue.%I', want.policy, want.name);
+        execute format('create policy %I on jobqueue.%I for select to %I using %s', want.policy, want.name, want.role, want.condition);
+    end loop;
+    for want in
+        select c.relname as name from pg_catalog.pg_class c
+        where c.relnamespace = 'jobqueue'::regnamespace and not c.relrowsecurity
+            -- the last two: nobody reads them but their functions
+            and c.relname = any (tenants || array['api_key', 'quota_use', 'stream_ticket', 'ui_session'])
+    loop
+        execute format('alter table jobqueue.%I enable row level security', want.name);
     end loop;
 end
 $$;

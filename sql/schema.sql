@@ -17,6 +17,10 @@ CREATE TYPE jobqueue.flow_plan AS (
 	waits integer[]
 );
 
+CREATE FUNCTION jobqueue.accept_clock() RETURNS integer
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.acknowledge(id uuid, token uuid) RETURNS text
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -286,6 +290,10 @@ CREATE FUNCTION jobqueue.bulk(action text, filter jsonb, reason text, dry_run bo
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.bulk_each(_action text, _ids uuid[], _reason text, _dry_run boolean) RETURNS jsonb
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
 CREATE FUNCTION jobqueue.bulk_jobs(_filter jsonb) RETURNS uuid[]
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -319,6 +327,10 @@ CREATE FUNCTION jobqueue.cancel_own(id uuid, token uuid, reason text) RETURNS te
 
 CREATE FUNCTION jobqueue.cancel_waiting(_queue text, _tenant text, _reason text) RETURNS bigint
     LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.carry_starts(_old jobqueue.queue, _new jobqueue.queue) RETURNS void
+    LANGUAGE sql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.change_job(_job jobqueue.job, _action text, _to text, _reason text) RETURNS text
@@ -425,6 +437,10 @@ CREATE FUNCTION jobqueue.check_stats(_stats jsonb) RETURNS void
 
 CREATE FUNCTION jobqueue.check_stats_range(_queue text, _since timestamp with time zone, _until timestamp with time zone, _bucket interval, OUT low timestamp with time zone, OUT n integer) RETURNS record
     LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.check_stuck() RETURNS TABLE(name text, status text, detail text, what_to_do text)
+    LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.check_table_size() RETURNS TABLE(name text, status text, detail text, what_to_do text)
@@ -865,6 +881,10 @@ CREATE FUNCTION jobqueue.has_followers(_job jobqueue.job) RETURNS boolean
 CREATE FUNCTION jobqueue.has_gate(_queue jobqueue.queue) RETURNS boolean
     LANGUAGE sql IMMUTABLE;
 
+CREATE FUNCTION jobqueue.has_own_index(_name text) RETURNS boolean
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
 CREATE FUNCTION jobqueue.has_unended_jobs(_queue text) RETURNS boolean
     LANGUAGE sql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -888,8 +908,7 @@ CREATE FUNCTION jobqueue.heartbeat(worker uuid, jobs jsonb DEFAULT '[]'::jsonb) 
     SET enable_bitmapscan TO 'off'
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
-    SET jit TO 'off'
-    SET lock_timeout TO '200ms';
+    SET jit TO 'off';
 
 CREATE FUNCTION jobqueue.held_name(_queue text, _key text) RETURNS text
     LANGUAGE sql
@@ -912,6 +931,10 @@ CREATE FUNCTION jobqueue.hold_key_again(_job jobqueue.job, _to text) RETURNS tex
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.hold_of(_job jobqueue.job, _queue jobqueue.queue, _options jsonb) RETURNS jobqueue.job
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.hold_queue(_name text) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
@@ -1046,7 +1069,7 @@ CREATE FUNCTION jobqueue.http_fingerprint(_code text, _message text) RETURNS tex
 CREATE FUNCTION jobqueue.http_flow(_role text, _tenants text, _id uuid) RETURNS text
     LANGUAGE plpgsql;
 
-CREATE FUNCTION jobqueue.http_found(_filter jsonb, _after_at timestamp with time zone, _after_id uuid, _most integer, _skip integer) RETURNS TABLE(id uuid, created_at timestamp with time zone)
+CREATE FUNCTION jobqueue.http_found(_filter jsonb, _after_at timestamp with time zone, _after_id uuid, _most integer, _skip integer) RETURNS TABLE(id uuid, created_at timestamp with time zone, more boolean)
     LANGUAGE plpgsql STABLE
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
@@ -1067,7 +1090,7 @@ CREATE FUNCTION jobqueue.http_job_body(_id uuid, _fields text[], _include text[]
 CREATE FUNCTION jobqueue.http_job_state(_id uuid, _etags text[], _fields text[], _include text[], _traces boolean, OUT etag text, OUT version bigint, OUT status text, OUT alive boolean, OUT due_in double precision, OUT ends_in double precision, OUT body text) RETURNS record
     LANGUAGE plpgsql;
 
-CREATE FUNCTION jobqueue.http_jobs(_role text, _tenants text, _filter jsonb, _after_at timestamp with time zone, _after_id uuid, _most integer, _skip integer, _fields text[]) RETURNS TABLE(total bigint, id uuid, created_at timestamp with time zone, body text)
+CREATE FUNCTION jobqueue.http_jobs(_role text, _tenants text, _filter jsonb, _after_at timestamp with time zone, _after_id uuid, _most integer, _skip integer, _fields text[]) RETURNS TABLE(total bigint, id uuid, created_at timestamp with time zone, body text, open boolean)
     LANGUAGE plpgsql;
 
 CREATE FUNCTION jobqueue.http_keep_key(_owner text, _key text, _ids uuid[]) RETURNS void
@@ -1115,8 +1138,8 @@ CREATE FUNCTION jobqueue.http_queue_workers() RETURNS TABLE(queue text, workers 
 CREATE FUNCTION jobqueue.http_read(_role text, _tenants text[], _ids uuid[], _etags text[], _fields text[], _include text[], _traces boolean) RETURNS TABLE(etag text, version bigint, status text, alive boolean, due_in double precision, ends_in double precision, body text)
     LANGUAGE plpgsql;
 
-CREATE FUNCTION jobqueue.http_ready(_queue text) RETURNS bigint
-    LANGUAGE plpgsql STABLE SECURITY DEFINER
+CREATE FUNCTION jobqueue.http_ready(_queue text) RETURNS TABLE(queue text, ready bigint)
+    LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
@@ -1165,6 +1188,10 @@ CREATE FUNCTION jobqueue.http_snapshots(_role text, _ids uuid[]) RETURNS TABLE(i
 CREATE FUNCTION jobqueue.http_some(_id uuid, _fields text[], _omitted text[]) RETURNS text
     LANGUAGE plpgsql;
 
+CREATE FUNCTION jobqueue.http_source(_along text, _within text) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp';
+
 CREATE FUNCTION jobqueue.http_sparks() RETURNS TABLE(queue text, completed bigint[], failed bigint[])
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
@@ -1203,7 +1230,7 @@ CREATE FUNCTION jobqueue.http_ticks(_name text, _count integer) RETURNS jsonb
     LANGUAGE sql STABLE SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
-CREATE FUNCTION jobqueue.http_total(_filter jsonb, _most integer) RETURNS bigint
+CREATE FUNCTION jobqueue.http_total(_filter jsonb, _most integer, OUT total bigint, OUT open boolean) RETURNS record
     LANGUAGE plpgsql STABLE
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
@@ -1212,7 +1239,7 @@ CREATE FUNCTION jobqueue.http_total(_filter jsonb, _most integer) RETURNS bigint
     SET enable_sort TO 'off'
     SET jit TO 'off';
 
-CREATE FUNCTION jobqueue.http_unfinished(_role text, _tenants text, _filter jsonb, _after_at timestamp with time zone, _after_id uuid, _most integer, _fields text[]) RETURNS TABLE(total bigint, id uuid, created_at timestamp with time zone, body text)
+CREATE FUNCTION jobqueue.http_unfinished(_role text, _tenants text, _filter jsonb, _after_at timestamp with time zone, _after_id uuid, _most integer, _fields text[]) RETURNS TABLE(total bigint, id uuid, created_at timestamp with time zone, body text, open boolean)
     LANGUAGE plpgsql
     SET enable_seqscan TO 'off'
     SET enable_hashjoin TO 'off'
@@ -1224,6 +1251,10 @@ CREATE FUNCTION jobqueue.http_versions(_role text, _ids uuid[]) RETURNS TABLE(id
 
 CREATE FUNCTION jobqueue.http_watch(_role text, _topics text[], _duration interval) RETURNS void
     LANGUAGE plpgsql;
+
+CREATE FUNCTION jobqueue.http_way(_filter jsonb, OUT along text, OUT names text[], OUT within text, OUT beyond text) RETURNS record
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.http_with(_object text, _key text, _list json) RETURNS text
     LANGUAGE sql IMMUTABLE;
@@ -1312,6 +1343,14 @@ CREATE FUNCTION jobqueue.jobs_ahead(_job jobqueue.job) RETURNS integer
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
     SET enable_seqscan TO 'off'
     SET enable_bitmapscan TO 'off'
+    SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.jobs_below(_parents uuid[]) RETURNS SETOF uuid
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
     SET jit TO 'off';
 
 CREATE FUNCTION jobqueue.join_line(_ids uuid[]) RETURNS void
@@ -1440,6 +1479,14 @@ CREATE FUNCTION jobqueue.lock_flow(_plan jobqueue.flow_plan) RETURNS jobqueue.fl
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
+CREATE FUNCTION jobqueue.lock_for_bulk(_action text, _ids uuid[]) RETURNS void
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET enable_seqscan TO 'off'
+    SET enable_hashjoin TO 'off'
+    SET enable_mergejoin TO 'off'
+    SET jit TO 'off';
+
 CREATE FUNCTION jobqueue.lock_job(_id uuid) RETURNS jobqueue.job
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -1499,6 +1546,9 @@ CREATE FUNCTION jobqueue.look_at_batch(_id uuid) RETURNS void
     SET enable_mergejoin TO 'off'
     SET jit TO 'off';
 
+CREATE FUNCTION jobqueue.look_back() RETURNS integer
+    LANGUAGE sql IMMUTABLE PARALLEL SAFE;
+
 CREATE FUNCTION jobqueue.maintain(_worker uuid DEFAULT NULL::uuid, _only text[] DEFAULT NULL::text[]) RETURNS TABLE(step text, done bigint, next_due timestamp with time zone)
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
@@ -1525,6 +1575,9 @@ CREATE FUNCTION jobqueue.mark_done(id uuid, token uuid, keys text[]) RETURNS int
 CREATE FUNCTION jobqueue.matches(_job jobqueue.job, _filter jsonb) RETURNS boolean
     LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.may_notify() RETURNS boolean
+    LANGUAGE sql STABLE;
 
 CREATE TABLE jobqueue.statistic (
     queue text NOT NULL COLLATE pg_catalog."C",
@@ -1581,6 +1634,14 @@ CREATE FUNCTION jobqueue.metrics() RETURNS TABLE(name text, labels jsonb, value 
 
 CREATE FUNCTION jobqueue.moment_of(_zone text, _local timestamp without time zone, OUT at timestamp with time zone, OUT skipped boolean) RETURNS record
     LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.name_to_hold(_queue text, _key text) RETURNS text
+    LANGUAGE plpgsql
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.nearest_queue(_name text) RETURNS text
+    LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.new_job(_queue jobqueue.queue, _payload jsonb, _options jsonb) RETURNS jobqueue.job
@@ -1661,6 +1722,11 @@ CREATE FUNCTION jobqueue.note_starts(_queue jobqueue.queue, _ids uuid[]) RETURNS
     SET enable_hashjoin TO 'off'
     SET enable_mergejoin TO 'off'
     SET jit TO 'off';
+
+CREATE FUNCTION jobqueue.note_stuck(_worker uuid, _slots integer, _jobs jsonb) RETURNS void
+    LANGUAGE sql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET lock_timeout TO '200ms';
 
 CREATE FUNCTION jobqueue.now_minus(_duration interval) RETURNS timestamp with time zone
     LANGUAGE sql STABLE;
@@ -2044,7 +2110,7 @@ CREATE FUNCTION jobqueue.refuse_lost(_id uuid) RETURNS void
     LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'pg_temp';
 
-CREATE FUNCTION jobqueue.refuse_queue(_name text) RETURNS void
+CREATE FUNCTION jobqueue.refuse_queue(_name text, _hint text DEFAULT 'select name from jobqueue.queues lists them.'::text) RETURNS void
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
@@ -2089,6 +2155,10 @@ CREATE FUNCTION jobqueue.release_children(_parents uuid[]) RETURNS void
     SET jit TO 'off';
 
 CREATE FUNCTION jobqueue.release_many(_ids uuid[], _tokens uuid[]) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.remove_all_children() RETURNS trigger
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
@@ -2344,6 +2414,9 @@ CREATE FUNCTION jobqueue.sees_tenant(_tenant text) RETURNS boolean
     LANGUAGE sql STABLE PARALLEL SAFE
     SET search_path TO 'pg_catalog', 'pg_temp';
 
+CREATE FUNCTION jobqueue.sees_the_past() RETURNS boolean
+    LANGUAGE sql STABLE;
+
 CREATE FUNCTION jobqueue.send(queue text, payload jsonb DEFAULT '{}'::jsonb, options jsonb DEFAULT '{}'::jsonb, OUT id uuid, OUT created boolean, OUT reason text) RETURNS record
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
@@ -2532,7 +2605,8 @@ CREATE FUNCTION jobqueue.store_queue(_queue jobqueue.queue) RETURNS void
 
 CREATE FUNCTION jobqueue.store_reports(_jobs jsonb) RETURNS uuid[]
     LANGUAGE plpgsql
-    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp'
+    SET lock_timeout TO '200ms';
 
 CREATE FUNCTION jobqueue.store_stage(_job jobqueue.job, _stage text, _status text, _known integer) RETURNS void
     LANGUAGE plpgsql
@@ -2618,6 +2692,10 @@ CREATE FUNCTION jobqueue.take_notes(_queue_number integer, _floor bigint, OUT st
 
 CREATE FUNCTION jobqueue.take_quota(_owner text, _bucket text, _limit integer, _want integer, OUT granted integer, OUT remaining integer, OUT ends bigint, OUT ends_in double precision) RETURNS record
     LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
+
+CREATE FUNCTION jobqueue.take_turns(_queue jobqueue.queue, _jobs jsonb) RETURNS void
+    LANGUAGE plpgsql
     SET search_path TO 'pg_catalog', 'jobqueue', 'pg_temp';
 
 CREATE FUNCTION jobqueue.tend_admission() RETURNS integer
@@ -2851,6 +2929,8 @@ CREATE TABLE jobqueue.admission_note (
     slots integer NOT NULL,
     due timestamp with time zone
 );
+
+ALTER TABLE ONLY jobqueue.admission_note REPLICA IDENTITY FULL;
 
 CREATE TABLE jobqueue.admission_slot (
     queue_number integer NOT NULL,
@@ -3412,7 +3492,8 @@ CREATE TABLE jobqueue.worker (
     heartbeat_at timestamp with time zone DEFAULT now() NOT NULL,
     stopped_at timestamp with time zone,
     drain_reason text,
-    drain_requested_at timestamp with time zone
+    drain_requested_at timestamp with time zone,
+    stuck jsonb
 )
 WITH (fillfactor='50');
 
@@ -3435,7 +3516,8 @@ CREATE VIEW jobqueue.workers WITH (security_invoker='true') AS
             WHEN (drain_requested_at IS NOT NULL) THEN 'draining'::text
             ELSE 'working'::text
         END AS state,
-    drain_reason
+    drain_reason,
+    COALESCE(((stuck ->> 'slots'::text))::integer, 0) AS stuck
    FROM jobqueue.worker w;
 
 ALTER TABLE ONLY jobqueue.admission_line
@@ -3594,6 +3676,8 @@ CREATE INDEX flow_member_list ON jobqueue.flow_member USING btree (flow_id);
 
 CREATE INDEX idempotency_key_age ON jobqueue.idempotency_key USING btree (created_at);
 
+CREATE INDEX job_aside ON jobqueue.job USING btree (tenant, created_at, id) WHERE (status_reason IS NOT NULL);
+
 CREATE INDEX job_batch ON jobqueue.job USING btree (batch_id) WHERE (batch_id IS NOT NULL);
 
 CREATE INDEX job_claim ON jobqueue.job USING btree (queue, ((- priority)), ready_seq) WHERE (ready_seq IS NOT NULL);
@@ -3601,6 +3685,8 @@ CREATE INDEX job_claim ON jobqueue.job USING btree (queue, ((- priority)), ready
 CREATE INDEX job_creator ON jobqueue.job USING btree (tenant, created_by, created_at) WHERE (created_by IS NOT NULL);
 
 CREATE INDEX job_dead_letter ON jobqueue.job USING btree (dead_letter_of) WHERE (dead_letter_of IS NOT NULL);
+
+CREATE INDEX job_error ON jobqueue.job USING btree (tenant, error_class, created_at, id) WHERE (error_class IS NOT NULL);
 
 CREATE INDEX job_expiring ON jobqueue.job USING btree (expires_at) WHERE (expires_at IS NOT NULL);
 
@@ -3631,6 +3717,8 @@ CREATE INDEX ui_session_age ON jobqueue.ui_session USING btree (expires_at);
 CREATE TRIGGER api_key_changed AFTER INSERT OR DELETE OR UPDATE OF id, secret_hash, previous_hash, previous_until, tenants, scopes, subject, act_as, quota_reads, quota_writes, quota_streams, expires_at, revoked_at OR TRUNCATE ON jobqueue.api_key FOR EACH STATEMENT EXECUTE FUNCTION jobqueue.api_key_changed();
 
 CREATE TRIGGER job_children_go AFTER DELETE ON jobqueue.job REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION jobqueue.remove_children();
+
+CREATE TRIGGER job_children_go_all AFTER TRUNCATE ON jobqueue.job FOR EACH STATEMENT EXECUTE FUNCTION jobqueue.remove_all_children();
 
 CREATE TRIGGER job_guard AFTER UPDATE OF status ON jobqueue.job FOR EACH ROW WHEN (((old.status <> new.status) AND (
         CASE new.status
@@ -3742,6 +3830,8 @@ GRANT USAGE ON SCHEMA jobqueue TO jobqueue_support_readonly;
 
 GRANT USAGE ON SCHEMA jobqueue TO jobqueue_support;
 
+REVOKE ALL ON FUNCTION jobqueue.accept_clock() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.acknowledge(id uuid, token uuid) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.acknowledge(id uuid, token uuid) TO jobqueue_worker;
@@ -3848,6 +3938,8 @@ GRANT ALL ON FUNCTION jobqueue.bulk(action text, filter jsonb, reason text, dry_
 
 GRANT ALL ON FUNCTION jobqueue.bulk(action text, filter jsonb, reason text, dry_run boolean, expected_count integer) TO jobqueue_support;
 
+REVOKE ALL ON FUNCTION jobqueue.bulk_each(_action text, _ids uuid[], _reason text, _dry_run boolean) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.bulk_jobs(_filter jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.bulk_one(_action text, _id uuid, _reason text, _dry_run boolean) FROM PUBLIC;
@@ -3871,6 +3963,8 @@ REVOKE ALL ON FUNCTION jobqueue.cancel_own(id uuid, token uuid, reason text) FRO
 GRANT ALL ON FUNCTION jobqueue.cancel_own(id uuid, token uuid, reason text) TO jobqueue_worker;
 
 REVOKE ALL ON FUNCTION jobqueue.cancel_waiting(_queue text, _tenant text, _reason text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.carry_starts(_old jobqueue.queue, _new jobqueue.queue) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.change_job(_job jobqueue.job, _action text, _to text, _reason text) FROM PUBLIC;
 
@@ -3923,6 +4017,8 @@ REVOKE ALL ON FUNCTION jobqueue.check_statements() FROM PUBLIC;
 REVOKE ALL ON FUNCTION jobqueue.check_stats(_stats jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.check_stats_range(_queue text, _since timestamp with time zone, _until timestamp with time zone, _bucket interval, OUT low timestamp with time zone, OUT n integer) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.check_stuck() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.check_table_size() FROM PUBLIC;
 
@@ -4192,6 +4288,10 @@ REVOKE ALL ON FUNCTION jobqueue.has_followers(_job jobqueue.job) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.has_gate(_queue jobqueue.queue) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.has_own_index(_name text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.has_own_index(_name text) TO jobqueue_api;
+
 REVOKE ALL ON FUNCTION jobqueue.has_unended_jobs(_queue text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.has_waiting_children(_id uuid) FROM PUBLIC;
@@ -4221,6 +4321,8 @@ REVOKE ALL ON FUNCTION jobqueue.hold_if_free(_job jobqueue.job) FROM PUBLIC;
 REVOKE ALL ON FUNCTION jobqueue.hold_key_again(_job jobqueue.job, _to text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.hold_of(_job jobqueue.job, _queue jobqueue.queue, _options jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.hold_queue(_name text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.holder_of(_job jobqueue.job, _options jsonb, _policy text, OUT id uuid, OUT reason text) FROM PUBLIC;
 
@@ -4456,6 +4558,10 @@ REVOKE ALL ON FUNCTION jobqueue.http_some(_id uuid, _fields text[], _omitted tex
 
 GRANT ALL ON FUNCTION jobqueue.http_some(_id uuid, _fields text[], _omitted text[]) TO jobqueue_api;
 
+REVOKE ALL ON FUNCTION jobqueue.http_source(_along text, _within text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_source(_along text, _within text) TO jobqueue_api;
+
 REVOKE ALL ON FUNCTION jobqueue.http_sparks() FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.http_sparks() TO jobqueue_api;
@@ -4490,9 +4596,9 @@ REVOKE ALL ON FUNCTION jobqueue.http_ticks(_name text, _count integer) FROM PUBL
 
 GRANT ALL ON FUNCTION jobqueue.http_ticks(_name text, _count integer) TO jobqueue_api;
 
-REVOKE ALL ON FUNCTION jobqueue.http_total(_filter jsonb, _most integer) FROM PUBLIC;
+REVOKE ALL ON FUNCTION jobqueue.http_total(_filter jsonb, _most integer, OUT total bigint, OUT open boolean) FROM PUBLIC;
 
-GRANT ALL ON FUNCTION jobqueue.http_total(_filter jsonb, _most integer) TO jobqueue_api;
+GRANT ALL ON FUNCTION jobqueue.http_total(_filter jsonb, _most integer, OUT total bigint, OUT open boolean) TO jobqueue_api;
 
 REVOKE ALL ON FUNCTION jobqueue.http_unfinished(_role text, _tenants text, _filter jsonb, _after_at timestamp with time zone, _after_id uuid, _most integer, _fields text[]) FROM PUBLIC;
 
@@ -4505,6 +4611,10 @@ GRANT ALL ON FUNCTION jobqueue.http_versions(_role text, _ids uuid[]) TO jobqueu
 REVOKE ALL ON FUNCTION jobqueue.http_watch(_role text, _topics text[], _duration interval) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.http_watch(_role text, _topics text[], _duration interval) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.http_way(_filter jsonb, OUT along text, OUT names text[], OUT within text, OUT beyond text) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.http_way(_filter jsonb, OUT along text, OUT names text[], OUT within text, OUT beyond text) TO jobqueue_api;
 
 REVOKE ALL ON FUNCTION jobqueue.http_with(_object text, _key text, _list json) FROM PUBLIC;
 
@@ -4563,6 +4673,8 @@ REVOKE ALL ON FUNCTION jobqueue.is_waited_for(_status text, _on_failure text) FR
 REVOKE ALL ON FUNCTION jobqueue.job_options() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.jobs_ahead(_job jobqueue.job) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.jobs_below(_parents uuid[]) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.join_line(_ids uuid[]) FROM PUBLIC;
 
@@ -4640,6 +4752,8 @@ REVOKE ALL ON FUNCTION jobqueue.lock_claim(_id uuid, _token uuid) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.lock_flow(_plan jobqueue.flow_plan) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.lock_for_bulk(_action text, _ids uuid[]) FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.lock_job(_id uuid) FROM PUBLIC;
 
 GRANT SELECT ON TABLE jobqueue.job_type TO jobqueue_api;
@@ -4660,6 +4774,10 @@ REVOKE ALL ON FUNCTION jobqueue.look_again() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.look_at_batch(_id uuid) FROM PUBLIC;
 
+REVOKE ALL ON FUNCTION jobqueue.look_back() FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.look_back() TO jobqueue_api;
+
 REVOKE ALL ON FUNCTION jobqueue.maintain(_worker uuid, _only text[]) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.maintain(_worker uuid, _only text[]) TO jobqueue_worker;
@@ -4675,6 +4793,8 @@ REVOKE ALL ON FUNCTION jobqueue.mark_done(id uuid, token uuid, keys text[]) FROM
 GRANT ALL ON FUNCTION jobqueue.mark_done(id uuid, token uuid, keys text[]) TO jobqueue_worker;
 
 REVOKE ALL ON FUNCTION jobqueue.matches(_job jobqueue.job, _filter jsonb) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.may_notify() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.merge_statistic(_row jobqueue.statistic) FROM PUBLIC;
 
@@ -4695,6 +4815,10 @@ GRANT ALL ON FUNCTION jobqueue.metrics() TO jobqueue_api;
 GRANT ALL ON FUNCTION jobqueue.metrics() TO jobqueue_support_readonly;
 
 REVOKE ALL ON FUNCTION jobqueue.moment_of(_zone text, _local timestamp without time zone, OUT at timestamp with time zone, OUT skipped boolean) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.name_to_hold(_queue text, _key text) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.nearest_queue(_name text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.new_job(_queue jobqueue.queue, _payload jsonb, _options jsonb) FROM PUBLIC;
 
@@ -4727,6 +4851,10 @@ REVOKE ALL ON FUNCTION jobqueue.note_failure(_id uuid) FROM PUBLIC;
 REVOKE ALL ON FUNCTION jobqueue.note_stage(_job jobqueue.job, _stage text, _took double precision) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.note_starts(_queue jobqueue.queue, _ids uuid[]) FROM PUBLIC;
+
+REVOKE ALL ON FUNCTION jobqueue.note_stuck(_worker uuid, _slots integer, _jobs jsonb) FROM PUBLIC;
+
+GRANT ALL ON FUNCTION jobqueue.note_stuck(_worker uuid, _slots integer, _jobs jsonb) TO jobqueue_worker;
 
 REVOKE ALL ON FUNCTION jobqueue.now_minus(_duration interval) FROM PUBLIC;
 
@@ -5016,7 +5144,7 @@ REVOKE ALL ON FUNCTION jobqueue.refuse_large(_value jsonb, _what text, _default 
 
 REVOKE ALL ON FUNCTION jobqueue.refuse_lost(_id uuid) FROM PUBLIC;
 
-REVOKE ALL ON FUNCTION jobqueue.refuse_queue(_name text) FROM PUBLIC;
+REVOKE ALL ON FUNCTION jobqueue.refuse_queue(_name text, _hint text) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.refuse_rule(_message text, _part text, _hint text) FROM PUBLIC;
 
@@ -5045,6 +5173,8 @@ REVOKE ALL ON FUNCTION jobqueue.release_children(_parents uuid[]) FROM PUBLIC;
 REVOKE ALL ON FUNCTION jobqueue.release_many(_ids uuid[], _tokens uuid[]) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.release_many(_ids uuid[], _tokens uuid[]) TO jobqueue_worker;
+
+REVOKE ALL ON FUNCTION jobqueue.remove_all_children() FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.remove_children() FROM PUBLIC;
 
@@ -5214,6 +5344,8 @@ GRANT ALL ON FUNCTION jobqueue.sees_tenant(_tenant text) TO jobqueue_producer;
 
 GRANT ALL ON FUNCTION jobqueue.sees_tenant(_tenant text) TO jobqueue_worker;
 
+REVOKE ALL ON FUNCTION jobqueue.sees_the_past() FROM PUBLIC;
+
 REVOKE ALL ON FUNCTION jobqueue.send(queue text, payload jsonb, options jsonb, OUT id uuid, OUT created boolean, OUT reason text) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.send(queue text, payload jsonb, options jsonb, OUT id uuid, OUT created boolean, OUT reason text) TO jobqueue_producer;
@@ -5361,6 +5493,8 @@ REVOKE ALL ON FUNCTION jobqueue.take_notes(_queue_number integer, _floor bigint,
 REVOKE ALL ON FUNCTION jobqueue.take_quota(_owner text, _bucket text, _limit integer, _want integer, OUT granted integer, OUT remaining integer, OUT ends bigint, OUT ends_in double precision) FROM PUBLIC;
 
 GRANT ALL ON FUNCTION jobqueue.take_quota(_owner text, _bucket text, _limit integer, _want integer, OUT granted integer, OUT remaining integer, OUT ends bigint, OUT ends_in double precision) TO jobqueue_api;
+
+REVOKE ALL ON FUNCTION jobqueue.take_turns(_queue jobqueue.queue, _jobs jsonb) FROM PUBLIC;
 
 REVOKE ALL ON FUNCTION jobqueue.tend_admission() FROM PUBLIC;
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import AsyncIterator, Iterator
@@ -22,6 +23,11 @@ def pytest_configure() -> None:
         arm := die_with_parent(parent=os.getppid(), with_signal=signal.SIGKILL)
     ):
         arm()
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported and collected stays to the end: no collection of garbage needs to look at it again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -15,8 +15,9 @@ from starlette.responses import Response
 from jobqueue.api.errors import ApiError
 from jobqueue.api.events import feed_of
 from jobqueue.api.job_state import ID
+from jobqueue.api.lists import last_seen
 from jobqueue.api.ui.filters import EXAMPLE, TABS, UNFINISHED, JobFilter, filter_of, read_box
-from jobqueue.api.ui.rendering import time_of
+from jobqueue.api.ui.rendering import bounded, time_of
 from jobqueue.api.ui.views import View
 from jobqueue.api.ui.visit import READ_SECONDS, Banner, Visit
 
@@ -50,9 +51,9 @@ ROW_ACTIONS: Mapping[str, tuple[tuple[str, str], ...]] = {
 }
 """What a row offers, with its key; the job's page has all actions."""
 
-_JOBS = "select total, id::text, created_at, body from jobqueue.http_jobs(%s, %s, %s::jsonb, %s, %s, %s, 0, %s)"
+_JOBS = "select total, id::text, created_at, body, open from jobqueue.http_jobs(%s, %s, %s::jsonb, %s, %s, %s, 0, %s)"
 _UNFINISHED = """\
-select total, id::text, created_at, body from jobqueue.http_unfinished(%s, %s, %s::jsonb, %s, %s, %s, %s)"""
+select total, id::text, created_at, body, open from jobqueue.http_unfinished(%s, %s, %s::jsonb, %s, %s, %s, %s)"""
 _STATS = "select counts, capped from jobqueue.http_stats(%s, %s, %s::jsonb)"
 
 
@@ -94,22 +95,32 @@ def _here(wanted: JobFilter) -> str:
 # -- The page ---------------------------------------------------------------------------------------------------------
 
 
-async def _page(visit: Visit, wanted: JobFilter) -> tuple[int | None, list[dict[str, Any]], str | None]:
-    """How many there are (None: not known), the jobs, and where the list goes on."""
+async def _page(visit: Visit, wanted: JobFilter) -> tuple[str, list[dict[str, Any]], str | None]:
+    """How many there are as text (`?`: not known, `12+`: at least), the jobs, and where the list goes on."""
     conditions = wanted.conditions()
     query = _UNFINISHED if set(wanted.statuses or TABS) <= set(UNFINISHED) else _JOBS
     try:
         rows = await _read(visit, query, conditions)
     except psycopg.errors.QueryCanceled:
         rows = await _read_window(visit, query, conditions)
-    if not rows or rows[0][1] is None:
-        return (rows[0][0] if rows else None), [], None
-    jobs = [_shown(json.loads(body)) for *_, body in rows[:PER_PAGE]]
+    if not rows:
+        return bounded(None), [], None
+    total = bounded(rows[0][0], is_open=rows[0][4])
+    if rows[0][1] is None:
+        return total, [], None
+    found = [row for row in rows if row[3] is not None]
     following = None
-    if len(rows) > PER_PAGE:
-        _, job_id, created_at, _ = rows[PER_PAGE - 1]
+    if (last := last_seen(rows, found, PER_PAGE)) is not None:
+        _, job_id, created_at, *_ = last
         following = f"{created_at.astimezone(UTC).isoformat()}~{job_id}"
-    return rows[0][0], jobs, following
+        if len(found) < PER_PAGE:
+            visit.banners.append(Banner("note", _so_far(created_at)))
+    return total, [_shown(json.loads(row[3])) for row in found], following
+
+
+def _so_far(at: datetime) -> str:
+    """What is said when a page ends because it has looked at enough."""
+    return f"Looked through the jobs sent since {at.astimezone(UTC):%Y-%m-%d %H:%M} UTC. Older looks at those before."
 
 
 def _shown(job: dict[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ _PLACES = (
     ("backlog: ", "/queues"),
     ("slow handlers: ", "/queues"),
     ("workers", "/workers"),
+    ("stuck handlers", "/workers"),
     ("leases", "/workers"),
     ("slow jobs", "/jobs"),
     ("maintenance", "/system"),

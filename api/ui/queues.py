@@ -18,6 +18,9 @@ from jobqueue.api.ui.rendering import duration
 from jobqueue.api.ui.views import View
 from jobqueue.api.ui.visit import Visit
 
+PER_PAGE = 200
+"""A row takes the browser and the template longer than the database."""
+
 _QUEUES = "select jobqueue.http_list(%s, %s, 'queues')"
 _QUEUE = "select jobqueue.http_queue_rows(%s)"
 _STATS = (
@@ -93,9 +96,15 @@ RANGES = (
 
 
 async def show_queues(visit: Visit) -> Response:
-    """List the queues with the options that differ from one to the other."""
+    """List the queues by name with the options that differ from one to the other, a page of them at a time."""
     queues = await visit.json(_QUEUES)
-    return visit.render("queues.html", queues=queues, **_commands(visit))
+    behind = [queue for queue in queues if queue["name"] > visit.query.get("after", "")]
+    shown = behind[:PER_PAGE]
+    following = shown[-1]["name"] if len(behind) > PER_PAGE else None
+    is_first = len(behind) == len(queues)
+    return visit.render(
+        "queues.html", queues=shown, total=len(queues), following=following, is_first=is_first, **_commands(visit)
+    )
 
 
 async def show_queue(visit: Visit) -> Response:

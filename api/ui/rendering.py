@@ -141,11 +141,11 @@ def number(value: float | None, missing: str = NOTHING) -> str:
     return missing if value is None else f"{value:,}"
 
 
-def bounded(value: int | None, most: int = 10_000) -> str:
-    """Return a count that was not counted further than `most`: `10,000+` stands for more."""
+def bounded(value: int | None, most: int = 10_000, *, is_open: bool = False) -> str:
+    """Return a count that was not counted further than `most`: `10,000+` stands for more. `is_open`: there may be more."""
     if value is None:
         return "?"
-    return f"{most:,}+" if value > most else f"{value:,}"
+    return f"{min(value, most):,}" + ("+" if is_open or value > most else "")
 
 
 def status_mark(status: str) -> Markup:

@@ -9,7 +9,7 @@ import click
 from jobqueue.cli.options import dsn_option, output_option, reason_option
 from jobqueue.cli.output import emit_rows
 
-COLUMNS = ("id", "name", "state", "queues", "running", "concurrency", "started_at", "heartbeat_at")
+COLUMNS = ("id", "name", "state", "queues", "running", "stuck", "concurrency", "started_at", "heartbeat_at")
 
 
 @click.group()

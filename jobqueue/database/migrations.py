@@ -23,10 +23,11 @@ from psycopg import AsyncConnection, Connection, errors
 from jobqueue.database import ledger, repeatables
 from jobqueue.database.ledger import Applied
 from jobqueue.database.migration_text import sql_text
-from jobqueue.database.pool import connect
+from jobqueue.database.pool import connect, shares_sessions
 from jobqueue.database.schema_files import Migration, SchemaFiles, load_files, program_version, script
 from jobqueue.database.steps import in_transaction, run_outside_transaction, run_script, stopwatch
 from jobqueue.errors import (
+    ConfigurationError,
     InvalidArgument,
     MigrationBusy,
     MigrationEdited,
@@ -78,7 +79,8 @@ def migrate_up(
 
     Functions, views, roles and comments belong to the newest version: with an older `target` they are left alone.
     `source`: a folder laid out like `sql/` (default: the package's). `timeout`: seconds to wait for the server.
-    Raises MigrationError, MigrationEdited, MigrationBusy, SchemaTooNew, InvalidArgument, DatabaseUnavailable.
+    Raises MigrationError, MigrationEdited, MigrationBusy, SchemaTooNew, InvalidArgument, DatabaseUnavailable, and
+    ConfigurationError behind a transaction pooler, which has no session that could hold the lock.
     """
     files = load_files(source)
     goal = _checked_target(files.version if target is None else target, files.version)
@@ -180,6 +182,11 @@ def _too_new(database: int, program: int) -> SchemaTooNew:
 def _migrator(dsn: str, timeout: float) -> Iterator[Connection[Any]]:
     """A connection that holds the migration lock; closing it frees the lock."""
     with connect(dsn, APPLICATION_NAME, pooler=True, timeout=timeout) as connection:
+        if shares_sessions(dsn, connection):
+            raise ConfigurationError(
+                "migrations need a session of their own, and a transaction pooler answers here",
+                hint="Name a direct connection in JOBQUEUE_LISTEN_DSN, or with --dsn.",
+            )
         connection.execute(_SESSION.encode())
         # A killed migrator's locks are freed within a second, even in the middle of a step; not on every platform.
         with suppress(errors.InvalidParameterValue):
@@ -247,7 +254,7 @@ def _apply_repeatables(connection: Connection[Any], files: SchemaFiles) -> list[
     title = "functions, views, roles and comments"
     kept = in_transaction(connection, title, lambda: repeatables.apply_all(connection, files))
     return [
-        f"applied {title} ({len(files.repeatables)} files)",
+        f"applied {title} ({sum(not file.name.startswith('triggers/') for file in files.repeatables)} files)",
         *(f"kept obsolete {signature}: something still uses it" for signature in kept),
     ]
 

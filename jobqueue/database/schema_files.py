@@ -3,11 +3,13 @@
 ```
 sql/migrations/NNNN_name.up.sql   one step each, numbered from 1 without gaps; never edited once released
 sql/migrations/NNNN_name.down.sql how to undo it (optional)
-sql/functions/*.sql               re-applied, in this order …
+sql/functions/*.sql               re-applied, all in one transaction (repeatables.py)
 sql/views/*.sql
 sql/roles.sql
-sql/comments/*.sql                … all in one transaction
+sql/comments/*.sql
 ```
+
+A trigger that a repeatable file creates counts as a file of its own, `triggers/<name>`: to create it locks its table.
 
 A step whose leading comments say `-- jobqueue: tx=no` runs statement by statement outside a transaction, for
 `create index concurrently`. Its other statements must bear being run twice: a killed step begins anew.
@@ -27,6 +29,7 @@ _DIRECTIVE = re.compile(r"^--\s*jobqueue:\s*(.*)$")
 _ROUTINE = re.compile(
     r"\bcreate\s+(?:or\s+replace\s+)?(?:function|procedure)\s+jobqueue\.\"?(\w+)\"?\s*\(", re.IGNORECASE
 )
+_TRIGGER = re.compile(r"create\s+or\s+replace\s+trigger\s+(\w+)\s", re.IGNORECASE)
 _TOKEN = re.compile(
     r"""--[^\n]*
     | /\*.*?\*/
@@ -108,13 +111,7 @@ def program_version(source: Traversable | None = None) -> int:
 
 def split_statements(sql: str) -> list[str]:
     """Split a script at its semicolons, heeding quotes, dollar quotes and comments."""
-    statements, start = [], 0
-    for token in _TOKEN.finditer(sql):
-        if token["end"]:
-            statements.append(sql[start : token.start()].strip())
-            start = token.end()
-    statements.append(sql[start:].strip())
-    return [statement for statement in statements if _has_code(statement)]
+    return [statement.strip() for statement in _statements(sql) if _has_code(statement)]
 
 
 def script(text: str) -> Script:
@@ -152,10 +149,34 @@ def _repeatables(folder: Traversable) -> Iterator[Repeatable]:
     parts += [(f"views/{file.name}", file) for file in _sql_files(folder / "views")]
     parts += [(name, folder / name) for name in ("roles.sql", "comments.sql") if (folder / name).is_file()]
     parts += [(f"comments/{file.name}", file) for file in _sql_files(folder / "comments")]
-    for name, file in parts:
-        text = file.read_text(encoding="utf-8")
+    read = [_without_triggers(name, file.read_text(encoding="utf-8")) for name, file in parts]
+    for name, text, _ in read:
         routines = tuple(dict.fromkeys(match[1].lower() for match in _ROUTINE.finditer(_without_comments(text))))
         yield Repeatable(name, text, checksum(text), routines)
+    for _, _, triggers in read:
+        yield from triggers
+
+
+def _without_triggers(file: str, text: str) -> tuple[str, str, list[Repeatable]]:
+    """Return a file's name, its text with blank lines instead of its triggers, and those."""
+    rest, triggers = "", []
+    for statement in _statements(text):
+        if match := _TRIGGER.match(_without_comments(statement).lstrip()):
+            rest += re.sub(r"[^\n]+", "", statement)
+            triggers.append(Repeatable(f"triggers/{match[1]}", statement, checksum(statement), ()))
+        else:
+            rest += statement
+    return file, rest, triggers
+
+
+def _statements(sql: str) -> Iterator[str]:
+    """The statements with their semicolons, and what follows the last one."""
+    start = 0
+    for token in _TOKEN.finditer(sql):
+        if token["end"]:
+            yield sql[start : token.end()]
+            start = token.end()
+    yield sql[start:]
 
 
 def _sql_files(folder: Traversable) -> list[Traversable]:
@@ -179,4 +200,4 @@ def _without_comments(sql: str) -> str:
 
 
 def _has_code(statement: str) -> bool:
-    return bool(_without_comments(statement).strip())
+    return bool(_without_comments(statement).strip().removesuffix(";"))

@@ -18,8 +18,9 @@ from jobqueue.errors import DatabaseUnavailable, MigrationBusy, MigrationError
 T = TypeVar("T")
 
 # An `alter table` that waits for a lock makes every later query on the table wait behind it: give up early, try again.
-LOCK_TIMEOUT = "2s"
-LOCK_TRIES = 10
+# Earlier than deadlock_timeout (1 s), so that of a migration and a client that wait for each other the client goes on.
+LOCK_TIMEOUT = "300ms"
+LOCK_TRIES = 20
 LOCK_PAUSE = 1.0
 
 _CONCURRENT_INDEX = re.compile(
@@ -100,7 +101,9 @@ def _index_is_ready(connection: Connection[Any], statement: str) -> bool:
 def _failures(connection: Connection[Any], title: str, text: str) -> Iterator[None]:
     try:
         yield
-    except (errors.LockNotAvailable, errors.DeadlockDetected, errors.InvalidFunctionDefinition):
+    except (errors.LockNotAvailable, errors.DeadlockDetected):
+        raise
+    except (errors.InvalidFunctionDefinition, errors.InvalidTableDefinition):
         raise
     except psycopg.Error as error:
         if connection.broken:

@@ -27,6 +27,7 @@ from jobqueue.procrastinate.pools import configured_dsn, conninfo_of, dsn_of_poo
 from jobqueue.procrastinate.queries import check_queries
 from jobqueue.procrastinate.statements import Row, end_of, ending, number_ids, retry_end, translate
 from jobqueue.procrastinate.sync_connector import SyncJobqueueConnector
+from jobqueue.procrastinate.tracing import Instrumented, deferring
 from jobqueue.worker.resilience import Backoff
 
 WORKER_QUERIES = frozenset({"register_worker", "unregister_worker", "update_heartbeat", "fetch_job"})
@@ -36,7 +37,7 @@ PATIENT_SECONDS = 600.0
 logger = logging.getLogger(__name__)
 
 
-class JobqueueConnector(PsycopgConnector):
+class JobqueueConnector(Instrumented, PsycopgConnector):
     """`procrastinate.App(connector=JobqueueConnector("postgresql://…"))`: the application stays as it is.
 
     `dsn`: where the jobs live; default: `conninfo`/`kwargs` among `pool_options`, else the settings (`JOBQUEUE_DSN`, …).
@@ -85,6 +86,7 @@ class JobqueueConnector(PsycopgConnector):
             self._sync_connector = SyncJobqueueConnector(
                 self._dsn, json_dumps=self._json_dumps, json_loads=self._json_loads, **self._given
             )
+            self._sync_connector.telemetry = self.telemetry
         return self._sync_connector
 
     def execute_query(self, query: Any, **arguments: Any) -> None:
@@ -115,6 +117,7 @@ class JobqueueConnector(PsycopgConnector):
                 self._for_threads = SyncJobqueueConnector(
                     place, json_dumps=self._json_dumps, json_loads=self._json_loads, min_size=0, max_size=10
                 )
+                self._for_threads.telemetry = self.telemetry
                 self._for_threads.open()
             return self._for_threads
 
@@ -123,6 +126,7 @@ class JobqueueConnector(PsycopgConnector):
         if pool is None and not is_placed(self._dsn, self._given):
             self._dsn = await asyncio.to_thread(configured_dsn)
             self._pool_args = pool_arguments(self._dsn, self._given)
+        self.instrument_as_set()
         await super().open_async(pool)
 
     async def close_async(self) -> None:
@@ -194,6 +198,12 @@ class JobqueueConnector(PsycopgConnector):
                 return await self._serve(name, arguments)
         if connection is None and name in ("finish_job", "retry_job") and await self._settle(name, arguments):
             return []
+        if self.telemetry is not None and name == "defer_jobs":
+            with deferring(self.telemetry, arguments) as traced:
+                return traced.note(await self._ask(connection, name, traced.arguments))
+        return await self._ask(connection, name, arguments)
+
+    async def _ask(self, connection: AsyncConnection[Any] | None, name: str, arguments: Mapping[str, Any]) -> list[Row]:
         with as_procrastinate():
             statement = translate(name, arguments, self.json_encoder)
         if name == "defer_periodic_job":

@@ -29,6 +29,7 @@ from jobqueue.procrastinate.connector import JobqueueConnector
 from jobqueue.procrastinate.failures import as_procrastinate
 from jobqueue.procrastinate.queries import check_queries
 from jobqueue.procrastinate.statements import TRANSLATIONS, Row, number_ids, translate
+from jobqueue.procrastinate.tracing import Instrumented, deferring
 
 
 def use_jobqueue(app: procrastinate.App) -> None:
@@ -40,10 +41,12 @@ def use_jobqueue(app: procrastinate.App) -> None:
     from procrastinate.contrib.django.settings import settings
 
     conninfo_of(settings.DATABASE_ALIAS)
-    app.connector = app.job_manager.connector = DjangoJobqueueConnector(settings.DATABASE_ALIAS)
+    connector = DjangoJobqueueConnector(settings.DATABASE_ALIAS)
+    connector.instrument_as_set()
+    app.connector = app.job_manager.connector = connector
 
 
-class DjangoJobqueueConnector(DjangoConnector):
+class DjangoJobqueueConnector(Instrumented, DjangoConnector):
     """procrastinate's DjangoConnector, whose queries are answered from `jobqueue.job`. `alias`: the database."""
 
     def __init__(self, alias: str = "default") -> None:
@@ -52,7 +55,9 @@ class DjangoJobqueueConnector(DjangoConnector):
 
     def get_worker_connector(self) -> JobqueueConnector:
         """Return a connector for a worker on the same database."""
-        return JobqueueConnector(conninfo_of(self.alias))
+        connector = JobqueueConnector(conninfo_of(self.alias))
+        connector.telemetry = self.telemetry
+        return connector
 
     def execute_query(self, query: Any, **arguments: Any) -> None:
         """Do what a query of procrastinate asks for; other queries go to the database as they are."""
@@ -81,6 +86,12 @@ class DjangoJobqueueConnector(DjangoConnector):
     def _answer(self, name: str, arguments: Mapping[str, Any]) -> list[Row]:
         if name not in TRANSLATIONS:
             raise exceptions.SyncConnectorConfigurationError
+        if self.telemetry is not None and name == "defer_jobs":
+            with deferring(self.telemetry, arguments) as traced:
+                return traced.note(self._run(name, traced.arguments))
+        return self._run(name, arguments)
+
+    def _run(self, name: str, arguments: Mapping[str, Any]) -> list[Row]:
         with as_procrastinate():
             statement = translate(name, arguments)
             try:

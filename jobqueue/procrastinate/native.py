@@ -27,6 +27,7 @@ from jobqueue.procrastinate.running import TaskRunner, ends_for_good, stock_work
 from jobqueue.procrastinate.task_options import ENTRY, options_of
 
 if TYPE_CHECKING:
+    from jobqueue.telemetry.tracing import Telemetry
     from jobqueue.worker.worker import Worker
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,11 @@ class NativeApp(App):
         for name, task in theirs.tasks.items():
             self.registry.add(task_handler(name, TaskRunner(task, self.stock_worker, self.worker_id)))
         self.registry.add(tick_handler(self))
+
+    def _trace_with(self, telemetry: Telemetry) -> None:
+        super()._trace_with(telemetry)
+        if isinstance(self.theirs.connector, JobqueueConnector):
+            self.theirs.connector.telemetry = telemetry
 
     async def make_worker(
         self,

@@ -25,6 +25,9 @@ JOB_COLUMNS = (
     "id, queue_name, task_name, priority, lock, queueing_lock, args, status, scheduled_at, attempts, abort_requested, "
     "worker_id"
 )
+DEFER_TRACED: LiteralString = (
+    "select id from jobqueue.procrastinate_defer(jobqueue.with_trace_context(%s::text::jsonb, %s::text::jsonb)) id"
+)
 LONGEST_WAIT = timedelta(days=30)
 STATUSES: Mapping[str, str] = {"succeeded": "succeeded", "failed": "failed", "aborted": "aborted"}
 
@@ -65,7 +68,10 @@ def end_of(to: str, **details: Any) -> dict[str, Any]:
 
 def _defer(arguments: Mapping[str, Any], dumps: Dumps) -> Statement:
     jobs = ",".join(_job(job, dumps) for job in arguments["jobs"])
-    return Statement("select id from jobqueue.procrastinate_defer(%s::text::jsonb) id", (f"[{jobs}]",))
+    context = arguments.get("trace_context")
+    if context is None:
+        return Statement("select id from jobqueue.procrastinate_defer(%s::text::jsonb) id", (f"[{jobs}]",))
+    return Statement(DEFER_TRACED, (f"[{jobs}]", json.dumps(context)))
 
 
 def _job(job: procrastinate_types.JobToDefer, dumps: Dumps) -> str:

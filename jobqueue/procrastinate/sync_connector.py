@@ -15,9 +15,10 @@ from jobqueue.procrastinate.failures import as_procrastinate
 from jobqueue.procrastinate.pools import configured_dsn, conninfo_of, is_placed, pool_arguments
 from jobqueue.procrastinate.queries import check_queries
 from jobqueue.procrastinate.statements import TRANSLATIONS, Row, number_ids, translate
+from jobqueue.procrastinate.tracing import Instrumented, deferring
 
 
-class SyncJobqueueConnector(SyncPsycopgConnector):
+class SyncJobqueueConnector(Instrumented, SyncPsycopgConnector):
     """`procrastinate.App(connector=SyncJobqueueConnector("postgresql://…"))`; arguments as of `JobqueueConnector`.
 
     A worker needs the asynchronous connector, as with procrastinate's own. Raises ConfigurationError if the installed
@@ -43,6 +44,7 @@ class SyncJobqueueConnector(SyncPsycopgConnector):
         if pool is None and not is_placed(self._dsn, self._given):
             self._dsn = configured_dsn()
             self._pool_args = pool_arguments(self._dsn, self._given)
+        self.instrument_as_set()
         super().open(pool)
 
     def execute_query(self, query: Any, **arguments: Any) -> None:
@@ -81,6 +83,12 @@ class SyncJobqueueConnector(SyncPsycopgConnector):
     def _answer(self, connection: Connection[Any] | None, name: str, arguments: Mapping[str, Any]) -> list[Row]:
         if name not in TRANSLATIONS:
             raise exceptions.SyncConnectorConfigurationError
+        if self.telemetry is not None and name == "defer_jobs":
+            with deferring(self.telemetry, arguments) as traced:
+                return traced.note(self._run(connection, name, traced.arguments))
+        return self._run(connection, name, arguments)
+
+    def _run(self, connection: Connection[Any] | None, name: str, arguments: Mapping[str, Any]) -> list[Row]:
         with as_procrastinate():
             statement = translate(name, arguments, self._json_dumps)
             if connection is not None:

@@ -85,6 +85,11 @@ class WorkerChannel:
         await self.connections.close()
         await self._reporter.close()
 
+    def cut(self) -> None:
+        """Cut all connections, which may be dead: handlers that wait for an answer on one learn that it will not come."""
+        self.connections.cut()
+        self._reporter.cut()
+
     def report(self, job: Job, pct: int | None, message: str | None, data: dict[str, Any] | None) -> None:
         """Remember the latest progress of a job; it is sent at once, or with the next flush. From any thread."""
         if threading.get_ident() != self._thread:

@@ -7,6 +7,7 @@ no job waits behind a slow one while another worker is idle. The same default se
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
@@ -18,10 +19,11 @@ from psycopg.rows import tuple_row
 from jobqueue.database.pool import connect_async
 from jobqueue.job import Claim
 from jobqueue.worker.floors import HIGHEST_RANK, LOWEST_RANK, Floors
-from jobqueue.worker.resilience import DATABASE_AWAY, Backoff
+from jobqueue.worker.resilience import DATABASE_AWAY, AnswerWatch, Backoff, cut
 from jobqueue.worker.rows import prepare_rows
 
 if TYPE_CHECKING:
+    from jobqueue.hooks import Timed
     from jobqueue.worker.wake import Wake
 
 SWEEP_SECONDS = 1.0
@@ -77,6 +79,7 @@ class Claimer:
         pooler: bool = False,
         idle: Callable[[], bool] | None = None,
         beat: Callable[[], None] | None = None,
+        timed: Timed | None = None,
     ) -> None:
         self._dsn, self._worker_id, self._pooler = dsn, worker_id, pooler
         self._given = list(queues) if queues is not None else None
@@ -84,8 +87,10 @@ class Claimer:
         self._job_types = list(job_types) if job_types is not None else None
         self._room, self._wake = room, wake
         self._idle, self._beat = idle, beat
+        self._timed = timed
         self._floors: dict[str, Floors] = {}
         self._connection: AsyncConnection[Any] | None = None
+        self._watch = AnswerWatch()
         self._next_sweep = 0.0
         self._next_full = 0.0
         self._names_at = 0.0
@@ -114,6 +119,10 @@ class Claimer:
                     logger.warning("claiming failed, trying again: %s", _one_line(error), extra={"event": "db.lost"})
                     await asyncio.sleep(backoff.next())
         await self._disconnect()
+
+    def cut(self) -> None:
+        """Cut the connection, which may be dead; a claim under way fails and is tried again on another."""
+        cut(self._connection)
 
     async def close(self) -> None:
         """Close the connection."""
@@ -154,6 +163,11 @@ class Claimer:
 
     async def _claim(self, wanted: int) -> list[Claim]:
         connection = await self._connect()
+        measured = contextlib.nullcontext() if self._timed is None else self._timed("receive", self._queues)
+        with self._watch.over(connection), measured:
+            return await self._claim_on(connection, wanted)
+
+    async def _claim_on(self, connection: AsyncConnection[Any], wanted: int) -> list[Claim]:
         queues = await self._current_queues(connection)
         if not queues:
             return []
@@ -207,6 +221,10 @@ class Claimer:
         if full:
             self._next_full = now + FULL_SWEEP_SECONDS
         connection = await self._connect()
+        with self._watch.over(connection):
+            return await self._sweep_on(connection, wanted, full)
+
+    async def _sweep_on(self, connection: AsyncConnection[Any], wanted: int, full: bool) -> list[Claim]:
         every = await self._current_queues(connection)
         queues = [name for name in every if self._floors_of(name).below().ranks]
         if full and queues:
@@ -274,7 +292,8 @@ class Claimer:
             if not self._pooler:
                 # A claim that a crash of the server takes back is claimed again, with another token: nobody has to wait for
                 # the disk here. Sends and results do.
-                await connection.execute("set synchronous_commit = off")
+                with self._watch.over(connection):
+                    await connection.execute("set synchronous_commit = off")
             self._connection = connection
         return self._connection
 

@@ -18,17 +18,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import UUID
 
-from psycopg import Connection
+from psycopg import Connection, Error
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from jobqueue.database.pool import connect
 from jobqueue.worker.resilience import Backoff, Plug, elapsed_clock
+from jobqueue.worker.stuck import NONE_STUCK, Stuck
 
 INTERVAL = 5.0
 LEASE = 30.0
 BEAT_TIMEOUT = 5.0
 """Seconds that one beat, or one attempt to connect, may take."""
 
+STUCK = "select jobqueue.note_stuck(%s, %s, %s::jsonb)"
 HEARTBEAT = "select id::text, command from jobqueue.heartbeat(%s, %s::jsonb)"
 
 HeldJob = tuple[Any, Any, bool]
@@ -47,6 +49,7 @@ class Lease:
 
     `interval`: seconds between beats (5). `lease`: the shortest lease of the held jobs in seconds (30; may be lowered
     while it runs). `margin`: how long before its end the worker is fenced (a third of the lease).
+    `stuck`: handlers that outlived their attempts, and the time to which their times belong; told when they change.
     `pooler`: the DSN goes through a transaction pooler.
     """
 
@@ -62,6 +65,7 @@ class Lease:
         lease: float = LEASE,
         margin: float | None = None,
         beat_timeout: float = BEAT_TIMEOUT,
+        stuck: Callable[[], tuple[Stuck, float]] | None = None,
         pooler: bool = False,
     ) -> None:
         self.lease = lease
@@ -71,6 +75,8 @@ class Lease:
         self._interval = interval
         self._margin = margin
         self._beat_timeout = beat_timeout
+        self._stuck = stuck
+        self._told: Stuck | None = NONE_STUCK
         self._pooler = pooler
         self._lock = threading.Lock()
         self._stopping = threading.Event()
@@ -120,10 +126,15 @@ class Lease:
         try:
             while not self._stopping.is_set():
                 self._ring.clear()
-                pause = self._interval if self._beat_safely() else self._backoff.next()
+                began = elapsed_clock()
+                # From the beginning of a beat to that of the next: after one that took long the lease is half over already.
+                pause = self._pause_since(began) if self._beat_safely() else self._backoff.next()
                 self._ring.wait(pause)
         finally:
             self._disconnect()
+
+    def _pause_since(self, began: float) -> float:
+        return max(self._interval - (elapsed_clock() - began), self._interval / 10)
 
     def _beat_safely(self) -> bool:
         """Beat once and return whether it succeeded. Nothing that goes wrong may end the thread."""
@@ -131,7 +142,7 @@ class Lease:
         with self._lock:
             self._beat_began = began
         try:
-            orders = self._beat()
+            sent, orders = self._beat()
         except Exception as error:
             self._disconnect()
             self._note_failure(error)
@@ -139,15 +150,33 @@ class Lease:
         finally:
             with self._lock:
                 self._beat_began = None
-        self._note_success(began)
+        self._note_success(sent)
         if orders and not self._stopping.is_set():
             self._tell(self._deliver, orders)
         return True
 
-    def _beat(self) -> list[Order]:
+    def _beat(self) -> tuple[float, list[Order]]:
         connection = self._connection or self._connect()
+        sent = elapsed_clock()
         jobs = [{"id": str(id), "token": str(token), "started": started} for id, token, started in self._held()]
-        return connection.execute(HEARTBEAT, (self._worker_id, json.dumps(jobs))).fetchall()
+        orders: list[Order] = connection.execute(HEARTBEAT, (self._worker_id, json.dumps(jobs))).fetchall()
+        self._tell_stuck(connection)
+        return sent, orders
+
+    def _tell_stuck(self, connection: Connection[Any]) -> None:
+        """Tell of handlers that outlived their attempts, when they have changed. The beat counts whatever comes of it."""
+        if self._stuck is None:
+            return
+        stuck, now = self._stuck()
+        if stuck == self._told:
+            return
+        jobs = [{"id": j.id, "job_type": j.job_type, "why": j.why, "seconds": now - j.since} for j in stuck.jobs]
+        try:
+            connection.execute(STUCK, (self._worker_id, stuck.slots, json.dumps(jobs)))
+        except Error as error:
+            logger.info("the worker could not say what is stuck: %s", " ".join(str(error).split()))
+        else:
+            self._told = stuck
 
     def _connect(self) -> Connection[Any]:
         seconds = max(2, round(self._beat_timeout))  # libpq takes 1 as 2
@@ -171,6 +200,9 @@ class Lease:
             plug.close()
         if connection is not None:
             connection.close()
+        if self._told != NONE_STUCK:
+            # A worker that was away for long may be a new row by now.
+            self._told = None
 
     def _cut(self) -> None:
         with self._lock:

@@ -17,7 +17,7 @@ from uuid import UUID
 
 from psycopg import AsyncConnection
 
-from jobqueue.worker.resilience import Backoff, elapsed_clock
+from jobqueue.worker.resilience import Backoff, cut, elapsed_clock
 
 POLL = 5.0
 MAINTAIN_EVERY = 3.0
@@ -80,6 +80,7 @@ class Maintainer:
         self._look_at = math.inf if look is None else elapsed_clock() + look_every
         self._ring = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._connection: AsyncConnection[Any] | None = None
         self._promote_at = 0.0
         self._maintain_at = 0.0
         self._look_back_at = 0.0
@@ -100,11 +101,16 @@ class Maintainer:
         """Look again now: a job has been put off by this worker, and may be due before the one that is waited for."""
         self._ring.set()
 
+    def cut(self) -> None:
+        """Cut the connection, which may be dead; what is under way fails and is done again on another."""
+        cut(self._connection)
+
     async def _loop(self) -> None:
         backoff = Backoff()
         while True:
             try:
                 async with await self._connect() as connection:
+                    self._connection = connection
                     while True:
                         await self._round(connection)
                         backoff.reset()

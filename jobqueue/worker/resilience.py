@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import logging
 import os
 import random
 import socket
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
@@ -16,6 +19,12 @@ from jobqueue.errors import DatabaseUnavailable
 
 DATABASE_AWAY = (psycopg.OperationalError, psycopg.InterfaceError, OSError, DatabaseUnavailable)
 """What a statement or a connection attempt raises while the database cannot be reached; every loop tries again."""
+
+ANSWER_SECONDS = 8.0
+"""A claim or a flush that takes longer has lost its connection, as a rule: together with reconnecting it stays under 10 s."""
+MOST_ANSWER_SECONDS = 120.0
+
+logger = logging.getLogger(__name__)
 
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
@@ -67,3 +76,40 @@ class Plug:
     def close(self) -> None:
         """Forget the connection without touching it."""
         self._socket.close()
+
+
+def cut(connection: Connection[Any] | AsyncConnection[Any] | None) -> None:
+    """Cut a connection that may be dead: whoever waits for its answer, or uses it next, learns that at once."""
+    if connection is not None and not connection.closed:
+        plug = Plug(connection)
+        plug.pull()
+        plug.close()
+
+
+class AnswerWatch:
+    """Cuts a connection on which a statement gets no answer, for a loop whose statements take milliseconds.
+
+    A peer that takes everything and never answers (a proxy, a firewall that has forgotten the connection) is noticed by
+    the kernel after 25 s, or never if a machine between acknowledges the bytes. `first`: seconds until then (8). A server
+    that is only slow must not be asked the same again and again: each cut doubles the limit up to `most`, until an
+    answer comes.
+    """
+
+    def __init__(self, first: float = ANSWER_SECONDS, most: float = MOST_ANSWER_SECONDS) -> None:
+        self._first, self._most = first, most
+        self._limit = first
+
+    @contextlib.contextmanager
+    def over(self, connection: AsyncConnection[Any]) -> Iterator[None]:
+        """Watch the statement in this block."""
+        timer = asyncio.get_running_loop().call_later(self._limit, self._expire, connection)
+        try:
+            yield
+            self._limit = self._first
+        finally:
+            timer.cancel()
+
+    def _expire(self, connection: AsyncConnection[Any]) -> None:
+        logger.warning("no answer for %g s: reconnecting", self._limit, extra={"event": "db.silent"})
+        self._limit = min(self._limit * 2, self._most)
+        cut(connection)

@@ -15,19 +15,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import logging
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, LiteralString
+from typing import TYPE_CHECKING, Any, LiteralString
 
 import psycopg
-from psycopg import AsyncConnection
+from psycopg import AsyncConnection, AsyncCursor
 
 from jobqueue.database.pool import connect_async
 from jobqueue.worker.held import ClaimNote, Held
-from jobqueue.worker.resilience import DATABASE_AWAY, Backoff
+from jobqueue.worker.resilience import DATABASE_AWAY, AnswerWatch, Backoff, cut
 from jobqueue.worker.rows import prepare_rows
+
+if TYPE_CHECKING:
+    from jobqueue.hooks import Timed
 
 MOST_PER_FLUSH = 1000
 LOCK_TIMEOUT = "500ms"
@@ -36,14 +41,18 @@ ASIDE_TIMEOUT = "20ms"
 ASIDE_SECONDS = 1.0
 """Seconds between two tries of an end that was put aside."""
 
+# One function in the from clause, its first argument with a type: `patiently` relies on that.
 SETTLE = (
-    "select id, token, outcome from jobqueue.settle(%s, %s::uuid[], %s::uuid[], %s::jsonb[], %s::jsonb[], %s::bigint[])"
+    "select id, token, outcome from "
+    "jobqueue.settle(%s::uuid, %s::uuid[], %s::uuid[], %s::jsonb[], %s::jsonb[], %s::bigint[])"
 )
 FAIL = "select id, outcome, status from jobqueue.fail_many(%s::jsonb)"
-RELEASE = "select jobqueue.release_many(%s::uuid[], %s::uuid[])"
-SNOOZE = "select jobqueue.snooze(%s, %s, %s)"
-CANCEL_OWN = "select jobqueue.cancel_own(%s, %s, %s)"
-ACKNOWLEDGE = "select jobqueue.acknowledge(%s, %s)"
+RELEASE = "select from jobqueue.release_many(%s::uuid[], %s::uuid[])"
+SNOOZE = "select from jobqueue.snooze(%s::uuid, %s, %s)"
+CANCEL_OWN = "select from jobqueue.cancel_own(%s::uuid, %s, %s)"
+ACKNOWLEDGE = "select from jobqueue.acknowledge(%s::uuid, %s)"
+
+_CALL = re.compile(r"from (?P<function>jobqueue\.\w+)\(%s::(?P<type>[\w\[\]]+)")
 
 TOO_LARGE = {"class": "permanent", "code": "RESULT_TOO_LARGE", "message": "The result is too large to be stored."}
 
@@ -106,16 +115,19 @@ class Settler:
         *,
         pooler: bool = False,
         failed: Callable[[Held, dict[str, Any], str], None] | None = None,
+        timed: Timed | None = None,
     ) -> None:
         self._dsn, self._worker_id, self._pooler = dsn, worker_id, pooler
-        self._flushed, self._failed = flushed, failed
+        self._flushed, self._failed, self._timed = flushed, failed, timed
         self._next = Batch()
         self._aside: list[Batch] = []
         self._aside_at = 0.0
         self._work = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
+        self._patience = LOCK_TIMEOUT
         self._connection: AsyncConnection[Any] | None = None
+        self._watch = AnswerWatch()
         self._task: asyncio.Task[None] | None = None
         self.statements = 0
         self.flushes = 0
@@ -138,6 +150,10 @@ class Settler:
                 await self._task
         await self._disconnect()
         return written
+
+    def cut(self) -> None:
+        """Cut the connection, which may be dead; a flush under way fails and is repeated on another."""
+        cut(self._connection)
 
     def complete(self, held: Held, result: str | None, stats: str | None) -> None:
         """The job is done; result and stats as JSON text."""
@@ -247,13 +263,19 @@ class Settler:
 
     async def _write(self, batch: Batch) -> None:
         connection = await self._connect()
+        if self._timed is None:
+            await self._write_on(connection, batch)
+            return
+        with self._timed("settle", {held.claim.queue for held in batch.held()}):
+            await self._write_on(connection, batch)
+
+    async def _write_on(self, connection: AsyncConnection[Any], batch: Batch) -> None:
         self.flushes += 1
         if batch.failed:
             await self._fail(connection, batch.failed)
         if batch.released:
             ids = uuid_array(held.id for held in batch.released)
-            await connection.execute(RELEASE, (ids, uuid_array(held.token for held in batch.released)))
-            self.statements += 1
+            await self._execute(connection, RELEASE, (ids, uuid_array(held.token for held in batch.released)))
         for held, seconds in batch.snoozed:
             await self._one(connection, SNOOZE, held, f"{seconds} seconds")
         for held, reason in batch.cancelled:
@@ -266,8 +288,7 @@ class Settler:
             is_last = start + MOST_PER_FLUSH >= len(batch.done)
             await self._complete(connection, part, finished if is_last else None)
         if finished and not batch.done:
-            await connection.execute(SETTLE, (self._worker_id, "{}", "{}", None, None, finished))
-            self.statements += 1
+            await self._execute(connection, SETTLE, (self._worker_id, "{}", "{}", None, None, finished))
         jobs = batch.held()
         self._flushed(jobs, len(batch.done))
 
@@ -324,8 +345,7 @@ class Settler:
             stats if any(stat is not None for stat in stats) else None,
             finished,
         )
-        self.statements += 1
-        cursor = await connection.execute(SETTLE, parameters)
+        cursor = await self._execute(connection, SETTLE, parameters)
         for id, _token, outcome in await cursor.fetchall():
             if outcome != "already":
                 logger.warning("job %s was not completed: %s", id, outcome, extra={"event": "job.lost", "job_id": id})
@@ -339,8 +359,7 @@ class Settler:
             {"id": held.id, "token": held.token, "error": error, "retry_in": retry_in}
             for held, error, retry_in in failed
         ]
-        self.statements += 1
-        cursor = await connection.execute(FAIL, (json.dumps(failures),))
+        cursor = await self._execute(connection, FAIL, (json.dumps(failures),))
         told = {} if self._failed is None else {held.id: (held, error) for held, error, _ in failed}
         for id, outcome, status in await cursor.fetchall():
             if outcome == "lost":
@@ -349,15 +368,21 @@ class Settler:
                 self._failed(*told[str(id)], str(status))
 
     async def _one(self, connection: AsyncConnection[Any], query: LiteralString, held: Held, *more: str) -> None:
-        self.statements += 1
         try:
-            await connection.execute(query, (held.id, held.token, *more))
+            await self._execute(connection, query, (held.id, held.token, *more))
         except psycopg.errors.DatabaseError as error:
             if not (error.sqlstate or "").startswith("JQ4"):
                 raise
             # It may be ours still (nothing was asked of it): then its lease runs out.
             held.note = None
             logger.warning("job %s: %s", held.id, error.diag.message_primary, extra={"event": "job.lost"})
+
+    async def _execute(
+        self, connection: AsyncConnection[Any], query: LiteralString, parameters: Sequence[Any]
+    ) -> AsyncCursor[Any]:
+        self.statements += 1
+        with self._watch.over(connection):
+            return await connection.execute(patiently(query, self._patience) if self._pooler else query, parameters)
 
     async def _connect(self) -> AsyncConnection[Any]:
         if self._connection is None or self._connection.closed:
@@ -368,9 +393,11 @@ class Settler:
         return self._connection
 
     async def _wait_for_locks(self, connection: AsyncConnection[Any], timeout: str) -> None:
-        # Behind a pooler that mixes transactions it would stick to a session of somebody else.
+        # Behind a pooler that mixes transactions it would stick to a session of somebody else: each statement brings it.
+        self._patience = timeout
         if not self._pooler:
-            await connection.execute(f"set lock_timeout = '{timeout}'".encode())
+            with self._watch.over(connection):
+                await connection.execute(f"set lock_timeout = '{timeout}'".encode())
 
     async def _disconnect(self) -> None:
         connection, self._connection = self._connection, None
@@ -381,6 +408,17 @@ class Settler:
 def uuid_array(uuids: Iterable[str]) -> str:
     """Return an array literal of uuids, which need no quotes: 0.02 us per element instead of 3 by the driver's list."""
     return "{" + ",".join(uuids) + "}"
+
+
+@functools.cache
+def patiently(query: LiteralString, timeout: str) -> bytes:
+    """Return the statement with a lock_timeout for itself alone.
+
+    Its function cannot begin before that is set, since its first argument comes from there.
+    """
+    limit = f"with limited as materialized (select set_config('lock_timeout', '{timeout}', true) <> '' as now) "
+    call = r"from limited, lateral \g<function>(case when limited.now then %s::\g<type> end"
+    return (limit + _CALL.sub(call, query, count=1)).encode()
 
 
 def _finished_claims(batch: Batch) -> list[int] | None:

@@ -7,6 +7,7 @@ it begins, once per handler, and once when no slot is left.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from jobqueue.hooks import WorkerWarning
 from jobqueue.worker.held import Held
@@ -17,12 +18,36 @@ STOP_IT = (
 )
 RESTART = "Restart the worker: its threads end with it. Then see the warnings about these jobs before."
 NAMED = 3
+MOST_TOLD = 20
+"""Jobs that the database is told by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class StuckJob:
+    """A job whose handler outlived its attempt. `why`: what ended that. `since`: a time of the event loop."""
+
+    id: str
+    job_type: str
+    why: str
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stuck:
+    """What the database is told, for health(), explain() and the list of workers."""
+
+    slots: int = 0
+    jobs: tuple[StuckJob, ...] = ()
+
+
+NONE_STUCK = Stuck()
 
 
 class StuckHandlers:
-    """What was said already. `slots`: the worker's concurrency."""
+    """What was said already. `slots`: the worker's concurrency. `now`: what there is, to be read from any thread."""
 
     def __init__(self, slots: int) -> None:
+        self.now = NONE_STUCK
         self._slots = slots
         self._known: set[str] = set()
         self._full = False
@@ -31,6 +56,8 @@ class StuckHandlers:
         """Return what is new. `slots_taken`: by these handlers; a batch takes one. `now`: the loop's time."""
         warnings = [_one(held, now) for held in stuck if held.token not in self._known]
         self._known = {held.token for held in stuck}
+        told = tuple(StuckJob(held.id, held.claim.job_type, _why(held), held.outlived_at or now) for held in stuck)
+        self.now = Stuck(slots_taken, told[:MOST_TOLD])
         full = slots_taken >= self._slots
         if full and not self._full:
             warnings.append(_all(stuck, self._slots))
@@ -38,11 +65,14 @@ class StuckHandlers:
         return warnings
 
 
+def _why(held: Held) -> str:
+    return held.stop.value if held.stop is not None else "its own end"
+
+
 def _one(held: Held, now: float) -> WorkerWarning:
-    why = held.stop.value if held.stop is not None else "its own end"
     text = (
         f"the handler of job {held.id} ({held.claim.job_type}) still runs {now - (held.outlived_at or now):.0f} s after its"
-        f" attempt ended ({why}), {now - held.started_at:.0f} s after its start; its slot stays taken until it ends"
+        f" attempt ended ({_why(held)}), {now - held.started_at:.0f} s after its start; its slot stays taken until it ends"
     )
     return WorkerWarning(f"stuck handler: {held.id}", "warn", text, STOP_IT)
 

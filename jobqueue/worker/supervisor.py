@@ -185,14 +185,23 @@ class Supervisor:
             self._reporter.ready()
 
     async def _watch(self) -> None:
+        every = self._watchdog / 4
         while True:
-            await asyncio.sleep(self._watchdog / 4)
-            for slot in self._slots:
-                silent = elapsed_clock() - slot.fed_at > self._watchdog
-                if silent and slot.process is not None and slot.process.returncode is None:
-                    logger.error("worker process %d is stuck: killing it", slot.number)
-                    slot.process.send_signal(signal.SIGABRT)
-                    slot.fed_at = elapsed_clock()
+            slept = elapsed_clock()
+            await asyncio.sleep(every)
+            self._kill_stuck(max(elapsed_clock() - slept - every, 0.0))
+
+    def _kill_stuck(self, overslept: float) -> None:
+        """Kill the workers that feed nothing. `overslept`: seconds in which this process stood still; a suspended or starved
+        machine keeps the workers from feeding as well, so they do not count."""
+        now = elapsed_clock()
+        for slot in self._slots:
+            slot.fed_at = min(slot.fed_at + overslept, now)
+            silent = now - slot.fed_at > self._watchdog
+            if silent and slot.process is not None and slot.process.returncode is None:
+                logger.error("worker process %d is stuck: killing it", slot.number)
+                slot.process.send_signal(signal.SIGABRT)
+                slot.fed_at = now
 
 
 def worker_command(arguments: Sequence[str]) -> list[str]:

@@ -27,7 +27,7 @@ from typing import Any, Literal
 from uuid import uuid4
 
 import psycopg
-from psycopg import AsyncConnection, sql
+from psycopg import AsyncConnection
 
 from jobqueue.database.pool import connect_async
 from jobqueue.worker.resilience import Backoff, Plug, elapsed_clock
@@ -43,6 +43,8 @@ PROBE_AGAIN = 60.0
 LEAVE_TIMEOUT = 1.0
 
 CHANNEL = "jobqueue_ready"
+CANARY = "jobqueue_canary"
+"""One name for all canaries: a pooler keeps it on the sessions of the server."""
 # The server is to notice a vanished worker as fast as the worker notices a vanished server: it may hold the door.
 PREPARE = """
     set statement_timeout = 0; set lock_timeout = '900 ms'; set client_connection_check_interval = '10 s';
@@ -97,6 +99,7 @@ class Wake:
         self._idle = False
         self._asked = False
         self._notified = False
+        self._canary = ""
         self._state: State = "out"
         self._status: Status = "polling" if dsn is None else "connecting"
         self._rung = len(LADDER)
@@ -227,19 +230,18 @@ class Wake:
 
     async def _hears(self, dsn: str, connection: AsyncConnection[Any]) -> bool:
         """Whether a notification sent by another connection arrives on this one."""
-        canary = f"jobqueue_canary_{uuid4().hex}"
-        name = sql.Identifier(canary)
-        await connection.execute(sql.SQL("listen {}").format(name))
+        self._canary = uuid4().hex
+        await connection.execute(f"listen {CANARY}".encode())
         # From the same connection it would come back even through a pooler, in the answer to the command itself.
         async with await connect_async(dsn, "jobqueue wake") as sender:
-            await sender.execute(sql.SQL("notify {}").format(name))
+            await sender.execute(f"notify {CANARY}, '{self._canary}'".encode())
         try:
             async with asyncio.timeout(CANARY_TIMEOUT):
                 await self._until(connection, lambda: self._notified)
         except TimeoutError:
             return False
         self._notified = False
-        await connection.execute(sql.SQL("unlisten {}").format(name))
+        await connection.execute(f"unlisten {CANARY}".encode())
         return True
 
     async def _serve(self, connection: AsyncConnection[Any]) -> None:
@@ -307,6 +309,8 @@ class Wake:
         self._changed.set()
 
     def _hear(self, notification: psycopg.Notify) -> None:
+        if notification.channel == CANARY and notification.payload != self._canary:
+            return
         if notification.channel == CHANNEL and self._queues is not None and notification.payload not in self._queues:
             return
         self._notified = True

@@ -26,7 +26,7 @@ from psycopg.types.json import Jsonb
 
 from jobqueue import estimates
 from jobqueue.database.migrations import check_schema_async
-from jobqueue.database.pool import connect_async
+from jobqueue.database.pool import connect_async, is_pooled
 from jobqueue.hooks import Hooks, WorkerInfo
 from jobqueue.worker.channel import WorkerChannel
 from jobqueue.worker.claim import Claimer
@@ -120,7 +120,7 @@ class Worker:
         self._listed: dict[str, str] = {}
         self._state = "starting"
         self._fenced = False
-        self._quiet = False
+        self._quiet = self._more_suspects = False
         self._done = self._failed = 0
         self._rate = 0.0
         self._flushed_at = 0.0
@@ -186,6 +186,7 @@ class Worker:
     async def _register(self) -> None:
         connection = await connect_async(self._dsn, "jobqueue worker", pooler=self._pooler, timeout=self._start_timeout)
         async with connection:
+            self._pooler = is_pooled(connection)
             await check_schema_async(connection)
             info = {
                 "name": self.name, "hostname": socket.gethostname(), "pid": os.getpid(), "version": _version(),
@@ -201,8 +202,8 @@ class Worker:
         id = str(self.id)
         self._wake = Wake(self._listen_dsn, self._queues, self._poll)
         self._job_hooks = hooks = make_job_hooks(self._hooks, self._handlers, self.held)
-        failed = hooks.failed if hooks is not None else None
-        self._settler = Settler(self._dsn, id, self._flushed, pooler=self._pooler, failed=failed)
+        failed, timed = hooks.failed if hooks is not None else None, self._hooks.timed
+        self._settler = Settler(self._dsn, id, self._flushed, pooler=self._pooler, failed=failed, timed=timed)
         self._channel = WorkerChannel(self._dsn, id, self.held, self._deliver, pooler=self._pooler)
         self._runner = Runner(
             self._concurrency, self._settler, self._channel, self._changed,
@@ -210,13 +211,13 @@ class Worker:
         )  # fmt: skip
         self._claimer = Claimer(
             self._dsn, id, self._queues, sorted(self._handlers), self, self._wake, pooler=self._pooler,
-            idle=self._is_over if self._until_idle else None, beat=self._on_beat,
+            idle=self._is_over if self._until_idle else None, beat=self._on_beat, timed=timed,
         )  # fmt: skip
         self._lease = Lease(
             self._dsn, id, self._list_held,
             lambda orders: self._threadsafe(self._deliver, self._of_listed(orders)),
             lambda fenced: self._threadsafe(self._fence, fenced),
-            pooler=self._pooler,
+            stuck=lambda: (self._stuck.now, self._loop.time()), pooler=self._pooler,
         )  # fmt: skip
         self._warnings = Warnings(self._hooks)
         self._stuck = StuckHandlers(self._concurrency)
@@ -224,7 +225,8 @@ class Worker:
             lambda: connect_async(self._dsn, "jobqueue maintenance", pooler=self._pooler),
             id, self._queues, self._wake.ring, poll=self._poll, look=self._warnings.look,
         )  # fmt: skip
-        self._orders = Orders(self._listen_dsn, self._long_running, self._lease.beat_now, self._channel.backends)
+        heard = self._listen_dsn if self._listen_dsn != self._dsn or not self._pooler else None
+        self._orders = Orders(heard, self._long_running, self._lease.beat_now, self._channel.backends)
 
     def _start(self) -> None:
         self._lease.start()
@@ -305,22 +307,27 @@ class Worker:
         prefetch = max(min(MOST_PREFETCHED, int(self._rate * PREFETCH_SECONDS)), self._most_batch - 1)
         wanted = self._concurrency + prefetch - unfinished
         if prefetch and len(self._runner.ready) > prefetch // 2:
-            return 0
-        return max(0, wanted)
+            wanted = 0
+        # Those that have lost a worker come one by one: after one of them the next is asked for at once.
+        return max(wanted, int(self._more_suspects and self.suspects_allowed() > 0))
 
     def free_slots(self) -> int:
         """Jobs that would start at once."""
         return max(0, self._concurrency - self._runner.busy_slots - len(self._runner.ready))
 
     def suspects_allowed(self) -> int:
-        """A job that has lost a worker runs alone of its kind, and only if it can start at once."""
-        if self.free_slots() == 0 or any(held.claim.suspect for held in self.held.values() if not held.settled):
+        """A job that has lost a worker runs alone of its kind, and only where it starts at once: in a free slot, or in the
+        next one of a process that finishes so many jobs that it will have one in no time. Else a line that never empties
+        would keep it out for ever."""
+        if any(held.claim.suspect for held in self.held.values() if not held.settled):
             return 0
-        return 1
+        return int(self.free_slots() > 0 or self._rate * PREFETCH_SECONDS >= 1)
 
     def accept(self, claims: Sequence[Claim]) -> None:
         """Take over claimed jobs."""
         now = self._loop.time()
+        if self.suspects_allowed() > 0:
+            self._more_suspects = any(claim.suspect for claim in claims)
         notes: dict[int, ClaimNote] = {}
         taken: list[Held] = []
         for claim in claims:
@@ -439,6 +446,9 @@ class Worker:
                 else:
                     self._settler.forget(held)
             self._runner.ready.clear()
+            # The others lead to the same server, and some of them may be dead without knowing it, also afterwards.
+            for user in (self._claimer, self._settler, self._channel, self._maintainer):
+                user.cut()
         else:
             logger.warning("heartbeats succeed again: working on")
             self._room.set()
@@ -453,8 +463,11 @@ class Worker:
             await asyncio.sleep(TICK_SECONDS)
             await self._warnings.blocked(self._loop.time() - slept - TICK_SECONDS)
             self._runner.watch()
+            told = self._stuck.now
             for warning in self._stuck.look(self._runner.stuck, self._runner.stuck_slots, self._loop.time()):
                 await self._warnings.warn(warning)
+            if self._stuck.now != told:
+                self._lease.beat_now()
             self._give_back_waiting()
             now = self._loop.time()
             if self._flush_log and now - self._flush_log[-1][0] > 0.5:

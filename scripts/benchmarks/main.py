@@ -11,6 +11,7 @@ import click
 from benchmarks import cost as cost_benchmark
 from benchmarks import drain as drain_benchmark
 from benchmarks import enqueue as enqueue_benchmark
+from benchmarks import history as history_benchmark
 from benchmarks import http as http_benchmark
 from benchmarks import latency as latency_benchmark
 from benchmarks import procrastinate as procrastinate_benchmark
@@ -145,3 +146,11 @@ def snapshot(jobs: int, runs: int, dsn: str | None, output: Path | None, rounds:
 def http(jobs: int, runs: int, dsn: str | None, output: Path | None, seconds: float, polls: int) -> None:
     """P8: GET /jobs/{id} beside a bare route, 304 beside 200, long polls and the connections that they hold."""
     measure(dsn, output, lambda place: http_benchmark.run(place, jobs=jobs, runs=runs, seconds=seconds, polls=polls))
+
+
+@main.command()
+@common(1_000_000)
+@click.option("--turns", type=click.IntRange(1), default=100, show_default=True, help="Of every call, each run.")
+def history(jobs: int, runs: int, dsn: str | None, output: Path | None, turns: int) -> None:
+    """P6: a table full of finished jobs beside an empty one. The bar is for --jobs 10000000 (7 GB of disk)."""
+    measure(dsn, output, lambda place: history_benchmark.run(place, jobs=jobs, runs=runs, turns=turns))

@@ -59,6 +59,7 @@ comment on function jobqueue.admit_for_claim is 'What a claim does first in a qu
 comment on function jobqueue.queue_with_limits is 'The options of a queue that limit its jobs, over what it has. Null takes a limit away. Nothing is stored. Errors: JQ400.';
 comment on function jobqueue.to_group_limits is '{"default": n, "tiers": {"gold": n}}; without default only the tiers named are limited. Errors: JQ400.';
 comment on function jobqueue.to_rate is '{"limit": n, "period": duration, "per": "queue" or "key"}: at most n starts in any period. Period: 1 s unless told. Errors: JQ400.';
+comment on function jobqueue.carry_starts is 'The starts that a rate still counts when its queue is changed: each of them for the period of now.';
 comment on function jobqueue.readmit_queue is 'After a change of limits: every job that waits enters anew, and what runs is counted. Call it while senders and claimers are kept out (keep_senders_out). Walks the primary key in portions.';
 comment on function jobqueue.held_now is 'The slots that a running job of a queue has to hold.';
 comment on function jobqueue.take_back_ready is 'Ready jobs of a tenant or a job_type that is being paused make room for others.';

@@ -3,6 +3,7 @@
 comment on trigger job_guard on jobqueue.job is 'Refuses every change of status that is not allowed (JQ409), and counts the others.';
 comment on trigger job_guard_delete on jobqueue.job is 'Only an ended job can be deleted.';
 comment on trigger job_children_go on jobqueue.job is 'What hangs on deleted jobs goes with them.';
+comment on trigger job_children_go_all on jobqueue.job is 'What hangs on truncated jobs goes with them, and their slots are free.';
 comment on function jobqueue.acknowledge is 'The worker stopped the handler as it was asked: cancel makes the job cancelled, pause makes it paused.';
 comment on function jobqueue.possible_actions is 'The one table of what can be done with a job by status.';
 comment on function jobqueue.impossible_actions is 'What cannot be done in a status, with the reasons, as members of a JSON object.';
@@ -92,6 +93,11 @@ comment on function jobqueue.publish_changes is 'Tell listeners that jobs change
 comment on function jobqueue.publish_order is 'Tell the worker of one job at once, watched or not.';
 comment on function jobqueue.queue_for_send is 'The queue of a name; an unknown one is created with the defaults, unless the setting create_queues is false (JQ404).';
 comment on function jobqueue.queue_names is 'The queues there are; for workers that serve all of them.';
+comment on function jobqueue.may_notify is 'False if the transaction says so (jobqueue.notify = off), because it is to be prepared.';
+comment on function jobqueue.sees_the_past is 'Whether this transaction may see rows as they were before (REPEATABLE READ, SERIALIZABLE).';
+comment on function jobqueue.hold_queue is 'Whoever stores a job, and sees the past, is refused (40001) if its queue was changed since.';
+comment on function jobqueue.name_to_hold is 'A key under the name of its present generation, for those who are about to take it; 40001 if that may be one of the past.';
+comment on function jobqueue.accept_clock is 'Put right what was seen later than now: the clock of the server was ahead. Returns how many schedules and workers.';
 comment on function jobqueue.refuse is 'Raise one of the queue''s own errors.';
 comment on function jobqueue.refuse_job is 'JQ404 for a job that does not exist or that the caller may not see.';
 comment on function jobqueue.refuse_large is 'Raise JQ413 if a value is over its limit.';
@@ -105,6 +111,7 @@ comment on function jobqueue.register_job_types is 'What workers can run, and ho
 comment on function jobqueue.register_worker is 'Who works here. info: name, hostname, pid, version, queues (list or null for all), job_types (list), concurrency.';
 comment on function jobqueue.release is 'Give a claimed job back at once, without spending a retry (a worker that stops). Returns the new status.';
 comment on function jobqueue.release_many is 'Claims whose handlers never started, or were stopped at shutdown. Stale ones are passed over. Returns how many went back.';
+comment on function jobqueue.remove_all_children is 'Trigger: what hung on truncated jobs goes with them; no slot of a limit is taken any more.';
 comment on function jobqueue.remove_children is 'What hung on deleted jobs goes with them, whoever deleted them.';
 comment on function jobqueue.remove_old is 'Delete ended jobs that were kept long enough, in portions; returns how many and where to go on.';
 comment on function jobqueue.render_label is '"Indexing: {payload.path}" with the values of one job; what is missing is left out.';
@@ -120,6 +127,7 @@ comment on function jobqueue.sees_tenant is 'Whether this transaction may see an
 comment on function jobqueue.seconds_until is 'How far ahead a time lies, in seconds; negative: so long ago. Null for null.';
 comment on function jobqueue.send is 'Add one job to a queue, in the caller''s transaction. payload: any JSON, at most 8 MB; options: see job_options(). Returns (id, created, reason). Errors: JQ400, JQ403, JQ404, JQ409, JQ413.';
 comment on function jobqueue.send_each is 'The general way of many jobs; an error names the element.';
+comment on function jobqueue.take_turns is 'Keeps calls that store several keys or ids from waiting for each other in a circle.';
 comment on function jobqueue.send_many is 'Add many jobs to a queue in one call, all or none: [{payload, options}], at most 100,000. Returns (id, created, reason) per element, in order. Errors: those of send; DETAIL names the index.';
 comment on function jobqueue.policy_key is 'A key as it is held: per tenant; without a key per queue.';
 comment on function jobqueue.refuse_inconsistent is 'The last word of the CHECK on an inconsistent row: JQ409 if its change of status is not allowed anyway, otherwise false.';
@@ -275,6 +283,8 @@ comment on function jobqueue.help is 'The functions of the schema that people ca
 comment on function jobqueue.health is 'How it goes. status is ok, warn or fail; the same rows for people, alerts and the API.';
 comment on function jobqueue.doctor is 'Health, and what is wrong with the database around it.';
 comment on function jobqueue.check_workers is 'Live workers, and those that vanished without a word.';
+comment on function jobqueue.check_stuck is 'Slots of live workers that are kept by handlers that go on after their attempts have ended.';
+comment on function jobqueue.note_stuck is 'Handlers of a worker that go on after their attempts have ended, for health, explain and the list of workers.';
 comment on function jobqueue.check_leases is 'Claims whose lease ended over 2 minutes ago and that nobody has rescued.';
 comment on function jobqueue.check_maintenance is 'Steps that fail, and steps that nobody runs.';
 comment on function jobqueue.check_backlog is 'Queues with more ready jobs than their warn_backlog; counted no further.';
@@ -284,4 +294,5 @@ comment on function jobqueue.check_horizon is 'The oldest transaction; while it 
 comment on function jobqueue.check_indexes is 'Indexes that are not valid serve no query and are still written.';
 comment on function jobqueue.check_autovacuum is 'Autovacuum must be on, for the server and for each table of the schema.';
 comment on function jobqueue.check_grants is 'Nothing of the schema is open to everybody, and nobody but its owner writes a table.';
-comment on function jobqueue.refuse_queue is 'JQ404 QUEUE_NOT_FOUND, wherever a queue is named that is not there.';
+comment on function jobqueue.refuse_queue is 'JQ404 QUEUE_NOT_FOUND, wherever a queue is named that is not there, with the nearest name.';
+comment on function jobqueue.nearest_queue is 'The queue that somebody most likely meant; null if none has a name like it.';

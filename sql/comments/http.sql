@@ -14,7 +14,9 @@ comment on column jobqueue.bulk_operation.ended_at is 'When the last job was loo
 comment on constraint bulk_operation_action_is_known on jobqueue.bulk_operation is 'An action of jobqueue.bulk.';
 comment on constraint bulk_operation_is_counted on jobqueue.bulk_operation is 'No more is done than there are jobs.';
 
-comment on function jobqueue.bulk_portion is 'Do an action with each of some jobs; tenants that the caller does not see are left alone. Returns counts per outcome.';
+comment on function jobqueue.bulk_portion is 'Do an action with each of some jobs, with all locks taken first; tenants that the caller does not see are left alone. A deadlock that is left is taken back and done again. Returns counts per outcome.';
+comment on function jobqueue.bulk_each is 'The same one by one, without locking anything before.';
+comment on function jobqueue.lock_for_bulk is 'Lock what an action on some jobs is going to write, in the order in which all lock: jobs by their ids, then flows, then batches.';
 comment on function jobqueue.bulk_sum is 'Counts of two portions together.';
 comment on function jobqueue.http_act is 'POST /jobs/{id}/{action} and PATCH /jobs/{id} as one call.';
 comment on function jobqueue.http_worker_rows is 'The workers as JSON objects, with names of machines only for who sees all tenants.';
@@ -31,17 +33,21 @@ comment on function jobqueue.http_bulk_row is 'A bulk operation as JSON text, as
 comment on function jobqueue.http_bulk_start is 'Begin with an action on these jobs; up to 500 are done with it, more become a job of their own.';
 comment on function jobqueue.http_bulk_tenant is 'The tenant as which a bulk action runs. Errors: JQ400 if it is one of several.';
 comment on function jobqueue.http_conditions is 'A filter as SQL conditions on a job j; its values stand in it as literals. Errors: JQ400.';
-comment on function jobqueue.http_counts is 'How many jobs there are by status, and how long completed ones took; the newest 50,000 of each tenant.';
+comment on function jobqueue.http_counts is 'How many jobs there are by status, and how long completed ones took; of the newest 100,000.';
 comment on function jobqueue.http_delete is 'DELETE /jobs/{id} as one call. Returns the status that the job had. Errors: JQ404, JQ409.';
 comment on function jobqueue.http_fields is 'The keys of a job: the columns of the view jobqueue.jobs, and what the API adds.';
 comment on function jobqueue.http_found is 'A page of the jobs that a filter means, newest first.';
+comment on function jobqueue.look_back is 'How many jobs a page looks at for what no index leads to.';
+comment on function jobqueue.has_own_index is 'Whether the owner of this database has made an index of this name on jobs, and it is complete.';
+comment on function jobqueue.http_way is 'Which index leads to the jobs of a filter, and what is left to look at in each of them.';
+comment on function jobqueue.http_source is 'The newest jobs of a tenant along an index, as SQL.';
 comment on function jobqueue.http_history is 'GET /jobs/{id}/stages, attempts, audit, explain as one call; null if there is no such job that the caller sees.';
 comment on function jobqueue.http_jobs is 'GET /jobs as one call.';
 comment on function jobqueue.http_list is 'GET /queues, /workers, /schedules as one call; a JSON list.';
 comment on function jobqueue.http_move is 'Run a waiting job at another time; audited. Errors: JQ400, JQ404, JQ409 if it does not wait.';
 comment on function jobqueue.http_names is 'A text or a list of texts, as an array. Errors: JQ400.';
 comment on function jobqueue.http_queue_rows is 'Queues with their options, durations in seconds, and how many jobs are ready there.';
-comment on function jobqueue.http_ready is 'How many jobs of a queue may run now; at most 1,000 are counted.';
+comment on function jobqueue.http_ready is 'How many jobs of each queue may run now; at most 1,000 are counted. Queues without any are missing.';
 comment on function jobqueue.http_reason is 'The reason that was given; without one the audit says so.';
 comment on function jobqueue.http_seconds is 'A duration as seconds.';
 comment on function jobqueue.http_signals is 'The few words about changed jobs that a tenant''s stream has, and whose jobs they are.';
@@ -50,7 +56,7 @@ comment on function jobqueue.http_some is 'Some keys of a job as JSON text; only
 comment on function jobqueue.http_stats is 'GET /jobs/stats as one call.';
 comment on function jobqueue.http_summary is 'How all is going, for streams: counts by status, mean progress, and per stage how many jobs have done it and are in it.';
 comment on function jobqueue.http_tenants is 'The tenants whose jobs a list has: those named, else those of the transaction, else all that have jobs.';
-comment on function jobqueue.http_total is 'How many jobs a filter means; one more than the bound stands for more.';
+comment on function jobqueue.http_total is 'How many jobs a filter means; one more than the bound stands for more, open for at least so many.';
 comment on function jobqueue.http_candidates is 'The ids among which all jobs in these statuses are, if they are few; null otherwise.';
 comment on function jobqueue.next_bulk is 'The bulk operation to go on with, locked: one under way, else the next in its line.';
 comment on function jobqueue.run_bulk is 'The next portion of a bulk operation, one transaction with its count. Returns how many jobs were looked at.';

@@ -172,6 +172,7 @@ comment on column jobqueue.worker.heartbeat_at is 'Its last heartbeat (every 5 s
 comment on column jobqueue.worker.stopped_at is 'When it stopped in order; null: it has not.';
 comment on column jobqueue.worker.drain_reason is 'Why it was asked to drain.';
 comment on column jobqueue.worker.drain_requested_at is 'When it was asked to drain.';
+comment on column jobqueue.worker.stuck is 'Handlers that go on after their attempts have ended: {"slots", "jobs": [{"id", "job_type", "why", "since"}]}; null: there are none.';
 comment on table jobqueue.claim_batch is 'Notes of claims: where rescue looks for lost jobs.';
 comment on column jobqueue.claim_batch.id is 'Number of the claim.';
 comment on column jobqueue.claim_batch.worker_id is 'Worker that claimed.';
@@ -331,6 +332,7 @@ comment on column jobqueue.workers.heartbeat_at is 'Its last heartbeat (every 5 
 comment on column jobqueue.workers.stopped_at is 'When it stopped in order; null: it has not.';
 comment on column jobqueue.workers.state is 'working, draining, stopped or lost (no heartbeat for 30 s).';
 comment on column jobqueue.workers.drain_reason is 'Why it was asked to drain.';
+comment on column jobqueue.workers.stuck is 'How many of its slots are kept by handlers that go on after their attempts have ended.';
 comment on view jobqueue.queues is 'Queues with their options; durations are intervals.';
 comment on column jobqueue.queues.name is 'Name: 1 to 200 letters, digits and _ . / : -';
 comment on column jobqueue.queues.policy is 'standard, short, singleton, stately, exclusive or key_strict_fifo; standard unless told.';

@@ -38,7 +38,9 @@ begin
         return false;
     end if;
     insert into admission (queue_number) select _queue.number
-    where not exists (select from admission x where x.queue_number = _queue.number);
+    where not exists (select from admission x where x.queue_number = _queue.number)
+    -- there already for others than those who see the past: they are refused with 40001
+    on conflict do nothing;
     for round in 1 .. 30 loop
         select * into a from admission x where x.queue_number = _queue.number;
         select n.stages, n.lines into stages, lines from take_notes(_queue.number, a.floor) n;
@@ -296,7 +298,8 @@ begin
     where s.queue_number = _queue.number and s.stage in (4, 5) and s.line = '' and stage_limit(_queue, s.stage, null) is not null;
     if _queue.fair_by is not null or _queue.ageing is not null then
         room := least(room, _demand - (select count(*)
-            from (select from job j where j.queue = _queue.name and j.ready_seq is not null limit _demand) x));
+            from (select from job j where j.queue = _queue.name and j.ready_seq is not null
+                and (j.expires_at is null or j.expires_at > now()) limit _demand) x));
     end if;
     if room <= 0 then
         return '{}';
@@ -426,7 +429,8 @@ end
 $$;
 
 -- raise_floor: numbers below the floor are not read again. A number belongs to a transaction that began before it was taken, so when all
--- transactions of the time of the last look have ended, nothing below the numbers of that time can still appear.
+-- transactions of the time of the last look have ended, nothing below the numbers of that time can still appear. Numbers are read as they
+-- are now: who sees the past could overlook one that was taken since.
 create or replace function jobqueue.raise_floor(_admission jobqueue.admission)
 returns void
 language plpgsql
@@ -437,13 +441,16 @@ declare
     newest bigint := (select s.last_value + 1 from ready_seq s);
     bounds pg_snapshot;
     lowest bigint;
+    -- an id that is yet to come is of the server that this database was dumped on
+    restored boolean;
 begin
     -- a write for every few hundred numbers, not for every look
-    if newest < _admission.next_floor + 250 then
+    if newest < _admission.next_floor + 250 or sees_the_past() then
         return;
     end if;
     bounds := pg_current_snapshot();
-    if pg_snapshot_xmin(bounds) < _admission.next_xid then
+    restored := _admission.next_xid > pg_snapshot_xmax(bounds);
+    if pg_snapshot_xmin(bounds) < _admission.next_xid and not restored then
         return;
     end if;
     lowest := least(
@@ -452,7 +459,8 @@ begin
         (select n.seq from admission_note n where n.queue_number = _admission.queue_number and n.due is null and n.seq >= _admission.floor
             order by n.seq limit 1));
     update admission a
-    set floor = least(_admission.next_floor, coalesce(lowest, _admission.next_floor)), next_floor = newest, next_xid = pg_snapshot_xmax(bounds)
+    set floor = case when restored then a.floor else least(_admission.next_floor, coalesce(lowest, _admission.next_floor)) end,
+        next_floor = newest, next_xid = pg_snapshot_xmax(bounds)
     where a.queue_number = _admission.queue_number;
 end
 $$;
@@ -473,7 +481,8 @@ begin
         return;
     end if;
     if not admit(q, _wanted, false) and _wanted > (select count(*)
-        from (select from job j where j.queue = _queue and j.ready_seq is not null limit _wanted) x)
+        from (select from job j where j.queue = _queue and j.ready_seq is not null
+            and (j.expires_at is null or j.expires_at > now()) limit _wanted) x)
     then
         perform admit(q, _wanted, true);
     end if;

@@ -83,6 +83,7 @@ begin
                     and (_job_types is null or j.job_type = any (_job_types))
                     and (not_types is null or j.job_type <> all (not_types))
                     and (not_tenants is null or j.tenant <> all (not_tenants))
+                    and (j.expires_at is null or j.expires_at > now())
                 order by (-j.priority), j.ready_seq
                 limit _max_jobs
                 for update skip locked) x
@@ -102,6 +103,7 @@ begin
                     and (_job_types is null or j.job_type = any (_job_types))
                     and (not_types is null or j.job_type <> all (not_types))
                     and (not_tenants is null or j.tenant <> all (not_tenants))
+                    and (j.expires_at is null or j.expires_at > now())
                 order by (-j.priority), j.ready_seq
                 limit wanted
                 for update skip locked) x
@@ -182,8 +184,35 @@ declare
     exhausted_before int;
 begin
     perform admit_for_claim(q.name, _max_jobs) from queue q where q.name = any (_queues) and q.limited and q.paused_at is null;
+    -- as in claim_queue, a job that has lost a worker first: it came back at the end of the line, and a long one would keep it for hours
+    if _suspects > 0 then
+        for part in
+            select s.queue
+            from (
+                select q.name as queue, x.rank, x.seq
+                from (select distinct n as name from unnest(_queues) n) q
+                cross join lateral (
+                    select (-j.priority) as rank, j.ready_seq as seq
+                    from job j
+                    where j.queue = q.name and j.suspect and j.ready_seq is not null
+                    order by (-j.priority), j.ready_seq
+                    limit 1) x) s
+            order by s.rank, s.seq
+        loop
+            return query
+                select c.*
+                from claim_queue(part.queue, _worker, '{}', '{}', '{}', null, least(left_suspects, left_over), left_to_start,
+                    least(left_suspects, left_over), _job_types) c;
+            get diagnostics found_now = row_count;
+            left_suspects := left_suspects - found_now;
+            left_over := left_over - found_now;
+            left_to_start := greatest(0, left_to_start - found_now);
+            exit when left_suspects = 0 or left_over = 0;
+        end loop;
+    end if;
     -- again without the queues that had less than was read of them: they are paused, or others were faster
     loop
+        exit when left_over = 0;
         exhausted_before := cardinality(exhausted);
         for part in
             select h.queue, count(*)::int as n, count(*) filter (where h.suspect)::int as suspects
@@ -199,6 +228,7 @@ begin
                         and (_job_types is null or j.job_type = any (_job_types))
                         and j.job_type <> all (array(select t.name from job_type t where t.paused_at is not null))
                         and j.tenant <> all (array(select p.tenant from tenant_pause p))
+                        and (j.expires_at is null or j.expires_at > now())
                     order by (-j.priority), j.ready_seq
                     limit left_over) x
                 order by x.rank, x.seq
@@ -222,7 +252,7 @@ begin
             left_over := left_over - found_now;
             left_to_start := greatest(0, left_to_start - found_now);
         end loop;
-        exit when left_over = 0 or cardinality(exhausted) = exhausted_before;
+        exit when cardinality(exhausted) = exhausted_before;
     end loop;
 end
 $$;

@@ -100,14 +100,38 @@ begin
 end
 $$;
 
--- refuse_queue: JQ404 QUEUE_NOT_FOUND, wherever a queue is named that is not there.
-create or replace function jobqueue.refuse_queue(_name text)
+-- refuse_queue: JQ404 QUEUE_NOT_FOUND, wherever a queue is named that is not there, with the nearest name.
+--   _hint  what else can be done about it
+create or replace function jobqueue.refuse_queue(_name text, _hint text default 'select name from jobqueue.queues lists them.')
 returns void
 language plpgsql stable
 set search_path = pg_catalog, jobqueue, pg_temp
 as $$
+declare
+    nearest text := nearest_queue(_name);
 begin
     perform refuse('JQ404', 'QUEUE_NOT_FOUND', format('There is no queue "%s".', left(_name, 200)),
-        'select name from jobqueue.queues lists them.', jsonb_build_object('queue', left(_name, 200)));
+        coalesce(format('Did you mean "%s"? ', nearest), '') || _hint,
+        jsonb_strip_nulls(jsonb_build_object('queue', left(_name, 200), 'nearest', nearest)));
 end
+$$;
+
+-- nearest_queue: the queue that somebody most likely meant; null if none has a name like it. Names of about the same length that begin or
+-- end alike are compared, at most 20 of them: a comparison takes up to 1 ms, and whoever asks for unknown queues may do so often.
+create or replace function jobqueue.nearest_queue(_name text)
+returns text
+language sql stable
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+    select n.name
+    from (
+        select q.name::text as name from queue q
+        where length(_name) <= 60 and abs(length(q.name) - length(_name)) <= 3
+            and (left(lower(q.name), 1) = left(lower(_name), 1) or right(lower(q.name), 1) = right(lower(_name), 1))
+        order by left(lower(q.name), 4) = left(lower(_name), 4) desc, left(lower(q.name), 1) = left(lower(_name), 1) desc, q.name
+        limit 20) n
+    cross join lateral (select edit_distance(lower(_name), lower(n.name)) as distance) d
+    where d.distance <= greatest(2, length(_name) / 4)
+    order by d.distance, n.name
+    limit 1
 $$;

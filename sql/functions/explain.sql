@@ -40,7 +40,7 @@ $$;
 
 -- explain: why a job is not running / why it ended so.
 -- Returns ordered rows (reason, detail, what_to_do); the first row is the answer, the others add to it. reason is one word for programs:
---   waiting: queue_paused, job_type_paused, tenant_paused, waits_until, waits_for_retry, no_worker, no_handler, workers_busy, jobs_ahead,
+--   waiting: queue_paused, job_type_paused, tenant_paused, waits_until, waits_for_retry, no_worker, no_handler, workers_busy, workers_stuck, jobs_ahead,
 --     ready, expires; blocked, parent_failed, parent_cancelled, waits_for, paused; running: processing, not_alive, cancel_requested, pause_requested
 --   ended: completed, failed, cancelled, skipped; besides: dead_letter, dead_letter_of, key_taken
 -- Errors: JQ404. Index: job_pkey, job_claim, audit_of_job, job_dead_letter.
@@ -169,7 +169,7 @@ begin
     end if;
     return query select * from explain_limits(_job);
     return query select * from explain_workers(_job);
-    if _job.ready_seq is not null then
+    if _job.ready_seq is not null and coalesce(_job.expires_at > now(), true) then
         ahead := jobs_ahead(_job);
         reason := case when ahead > 0 then 'jobs_ahead' else 'ready' end;
         detail := case when ahead = 0 then format('It is the first in the line of "%s", ready since %s.', _job.queue, ago(_job.updated_at))
@@ -182,7 +182,8 @@ begin
     end if;
     if _job.expires_at is not null then
         reason := 'expires';
-        detail := format('If it has not started by %s UTC it ends as failed, EXPIRED.',
+        detail := format(case when _job.expires_at > now() then 'If it has not started by %s UTC it ends as failed, EXPIRED.'
+                else 'It has not started by %s UTC: no worker takes it any more, maintenance ends it as failed, EXPIRED.' end,
             to_char(_job.expires_at at time zone 'UTC', 'YYYY-MM-DD HH24:MI:SS'));
         what_to_do := 'Nothing, if that is meant.';
         return next;
@@ -218,13 +219,16 @@ declare
     able int;
     free int;
     lost int;
+    slots int;
+    kept int;
 begin
     select count(*) filter (where w.alive), count(*) filter (where w.alive and w.knows),
-        count(*) filter (where w.alive and w.knows and (w.concurrency is null or w.running < w.concurrency)),
-        count(*) filter (where not w.alive)
-    into serving, able, free, lost
+        count(*) filter (where w.alive and w.knows and (w.concurrency is null or w.running + w.stuck < w.concurrency)),
+        count(*) filter (where not w.alive), sum(w.concurrency) filter (where w.alive and w.knows),
+        sum(least(w.stuck, w.concurrency)) filter (where w.alive and w.knows)
+    into serving, able, free, lost, slots, kept
     from (
-        select x.concurrency, x.running, x.job_types is null or _job.job_type = any (x.job_types) as knows,
+        select x.concurrency, x.running, coalesce((x.stuck ->> 'slots')::int, 0) as stuck, x.job_types is null or _job.job_type = any (x.job_types) as knows,
             x.heartbeat_at > now() - interval '30 s' and x.drain_requested_at is null as alive
         from worker x
         where x.stopped_at is null and (x.queues is null or _job.queue = any (x.queues))) w;
@@ -239,9 +243,16 @@ begin
         detail := format('None of the %s live workers of the queue "%s" has a handler for the job_type "%s".', serving, _job.queue, _job.job_type);
         what_to_do := 'Start a worker of a version that has it; the job stays pending until then.';
         return next;
+    elsif free = 0 and kept = slots then
+        reason := 'workers_stuck';
+        detail := format('All %s slots of the live workers that could run it are kept by handlers that go on after their attempts have ended.', slots);
+        what_to_do := 'Restart these workers, or run another one; jobqueue.health() names the jobs.';
+        return next;
     elsif free = 0 then
         reason := 'workers_busy';
-        detail := format('All %s live workers that could run it have as many jobs as they may.', able);
+        detail := format('All %s live workers that could run it have as many jobs as they may%s.', able,
+            case when kept > 0 then format('; %s of their %s slots are kept by handlers that go on after their attempts have ended', kept, slots)
+                else '' end);
         what_to_do := 'Wait, run more workers, or raise their concurrency.';
         return next;
     end if;

@@ -11,7 +11,7 @@ as $$
 $$;
 
 -- waiting_jobs: the ids of the waiting jobs that a target names.
---   _target  {"id"} or {"singleton_key", "match": newest (default), oldest, all, "tenant": default}. Errors: JQ400.
+--   _target  {"id", "tenant": any} or {"singleton_key", "match": newest (default), oldest, all, "tenant": default}. Errors: JQ400.
 create or replace function jobqueue.waiting_jobs(_queue text, _target jsonb)
 returns uuid[]
 language plpgsql volatile
@@ -32,7 +32,7 @@ begin
         perform refuse('JQ400', 'INVALID_ARGUMENT', 'match is newest, oldest or all, and goes with a singleton_key.', '', '{"option": "match"}');
     elsif key is null then
         return array(select j.id from job j where j.id = to_id(_target -> 'id') and j.queue = _queue and sees_tenant(j.tenant)
-            and j.status in ('pending', 'paused', 'blocked'));
+            and (coalesce(_target -> 'tenant', 'null') = 'null' or j.tenant = whose) and j.status in ('pending', 'paused', 'blocked'));
     end if;
     perform check_tenant(whose);
     return array(
@@ -160,8 +160,11 @@ declare
 begin
     perform refuse_unknown_option(o, job_options(), 'upsert');
     perform queue_for_send(upsert.queue);
-    target := (select coalesce(jsonb_object_agg(e.key, e.value), '{}') from jsonb_each(o) e
-        where e.key in ('id', 'singleton_key', 'tenant') and e.value <> 'null');
+    -- the tenant that send would take
+    target := jsonb_build_object('tenant', coalesce(o ->> 'tenant', (select t.options ->> 'tenant' from job_type t
+            where t.name = coalesce(o ->> 'job_type', upsert.queue)), 'default')) || (
+        select coalesce(jsonb_object_agg(e.key, e.value), '{}') from jsonb_each(o) e
+        where e.key in ('id', 'singleton_key') and e.value <> 'null');
     changes := jsonb_build_object('payload', coalesce(upsert.payload, '{}')) || (
         select coalesce(jsonb_object_agg(e.key, e.value), '{}') from jsonb_each(o) e where e.key = any (changeable_options()));
     -- again if the one in its place went away, or came, between the look and the insert
@@ -348,8 +351,8 @@ begin
             'Look again with dry_run, and give the new number.', jsonb_build_object('count', cardinality(ids)));
     end if;
     return query
-        with done as materialized (
-            select bulk_one(bulk.action, i, bulk.reason, coalesce(bulk.dry_run, false)) as outcome from unnest(ids) i)
-        select d.outcome, count(*) from done d group by d.outcome order by d.outcome;
+        select e.key, e.value::bigint
+        from jsonb_each_text(bulk_portion(bulk.action, ids, bulk.reason, coalesce(bulk.dry_run, false))) e
+        order by e.key;
 end
 $$;

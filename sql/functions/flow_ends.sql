@@ -31,11 +31,21 @@ begin
 end
 $$;
 
--- lock_below: lock parents and all that could end together with them, in the order of ids, before any of it is changed. Jobs without
--- children, and children that stay as they are whatever happens (on_failure wait), are passed over.
+-- lock_below: lock parents and all that could end together with them, in the order of ids, before any of it is changed.
 create or replace function jobqueue.lock_below(_parents uuid[])
 returns void
 language sql
+set search_path = pg_catalog, jobqueue, pg_temp
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
+as $$
+    select from job j where j.id in (select b.id from jobs_below(_parents) b (id)) order by j.id for no key update
+$$;
+
+-- jobs_below: jobs that are to end badly, as far as others wait for them, and all that could end together with them. Jobs without children,
+-- and children that stay as they are whatever happens (on_failure wait), are passed over. Index: job_pkey, edge_of_parent.
+create or replace function jobqueue.jobs_below(_parents uuid[])
+returns setof uuid
+language sql stable
 set search_path = pg_catalog, jobqueue, pg_temp
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
 as $$
@@ -46,7 +56,7 @@ as $$
         from below b
         join job j on j.id = b.id and j.settle_flags & 2 <> 0 and (j.status = 'blocked' or j.id = any (_parents))
         join edge e on e.parent_id = j.id and e.on_failure <> 'wait')
-    select from job j where j.id in (select b.id from below b) order by j.id for no key update
+    select b.id from below b
 $$;
 
 -- release_children: one parent less for each child of a parent that ended as the edge asks; the last one makes it pending.

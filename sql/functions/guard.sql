@@ -81,6 +81,10 @@ begin
     else
         insert into statistics_note (queue, job_type, from_status, to_status)
         values (new.queue, nullif(new.job_type, new.queue), old.status, new.status);
+        -- lists find by it what is paused, cancelled or skipped (the index job_aside)
+        if new.status in ('paused', 'cancelled', 'skipped') and new.status_reason is null then
+            update job j set status_reason = 'changed by hand' where j.id = new.id;
+        end if;
     end if;
     return null;
 end
@@ -165,3 +169,32 @@ create or replace trigger job_children_go
     referencing old table as gone
     for each statement
     execute function jobqueue.remove_children();
+
+-- remove_all_children: after truncate of the jobs by their owner nothing is left of any: no claims, flows or batches, and no slot of a limit
+-- is taken. Rates go on counting the starts of jobs that are gone.
+create or replace function jobqueue.remove_all_children()
+returns trigger
+language plpgsql security definer
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+begin
+    delete from attempt;
+    delete from stage;
+    delete from checkpoint;
+    delete from done_key;
+    delete from claim_batch;
+    delete from edge;
+    delete from flow_member;
+    delete from flow;
+    delete from batch_note;
+    delete from batch;
+    delete from pace;
+    perform readmit_queue(q) from queue q where q.limited;
+    return null;
+end
+$$;
+
+create or replace trigger job_children_go_all
+    after truncate on jobqueue.job
+    for each statement
+    execute function jobqueue.remove_all_children();

@@ -8,8 +8,6 @@ returns table (id uuid, command text)
 language plpgsql security definer
 set search_path = pg_catalog, jobqueue, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
--- what waits here holds the leases and the other jobs of its worker
-set lock_timeout = '200ms'
 as $$
 #variable_conflict use_column
 declare
@@ -105,6 +103,8 @@ create or replace function jobqueue.store_reports(_jobs jsonb)
 returns uuid[]
 language plpgsql
 set search_path = pg_catalog, jobqueue, pg_temp
+-- what waits here holds the leases and the other jobs of its worker
+set lock_timeout = '200ms'
 as $$
 declare
     beat jsonb;

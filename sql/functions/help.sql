@@ -42,6 +42,7 @@ language sql stable security definer
 set search_path = pg_catalog, jobqueue, pg_temp
 as $$
     select * from check_workers()
+    union all select * from check_stuck()
     union all select * from check_leases()
     union all select * from check_maintenance()
     union all select * from check_backlog()
@@ -81,6 +82,31 @@ as $$
             count(*) filter (where x.heartbeat_at <= now() - interval '30 s') as lost
         from worker x where x.stopped_at is null) w
     cross join lateral (select exists (select from job j where j.ready_seq is not null) as waiting) j
+$$;
+
+-- check_stuck: slots of live workers that are kept by handlers that go on after their attempts have ended (a thread cannot be stopped); a
+-- worker without any other slot takes no job any more.
+create or replace function jobqueue.check_stuck()
+returns table (name text, status text, detail text, what_to_do text)
+language sql stable
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+    select 'stuck handlers', case when bool_or(w.slots >= w.concurrency) then 'fail' when count(w.id) > 0 then 'warn' else 'ok' end,
+        case when count(w.id) > 0 then format('%s of %s slots of %s %s kept by handlers whose attempts have ended: %s', sum(w.slots),
+                coalesce(sum(w.concurrency)::text, '?'), string_agg(coalesce(w.name, w.id::text), ', ' order by w.slots desc, w.name),
+                case when sum(w.slots) = 1 then 'is' else 'are' end, min(j.named))
+            else 'no handler goes on after its attempt has ended' end,
+        case when count(w.id) > 0 then 'Restart the worker; its threads end with it. Then give what they call a time-out, or use executor="process".' end
+    from (select x.id, x.name, x.concurrency, (x.stuck ->> 'slots')::int as slots
+        from worker x
+        where x.stuck is not null and x.stopped_at is null and x.heartbeat_at > now() - interval '30 s') w
+    cross join lateral (
+        -- the same for every row: the three that have been at it for the longest
+        select string_agg(format('job %s (%s) since %s', y.job ->> 'id', y.job ->> 'job_type', ago((y.job ->> 'since')::timestamptz)), ', ') as named
+        from (select e as job
+            from worker x cross join lateral jsonb_array_elements(x.stuck -> 'jobs') e
+            where x.stopped_at is null and x.heartbeat_at > now() - interval '30 s'
+            order by (e ->> 'since')::timestamptz limit 3) y) j
 $$;
 
 -- check_leases: claims whose lease ended over 2 minutes ago and that nobody has rescued. Index: claim_batch_due.

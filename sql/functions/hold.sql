@@ -59,6 +59,22 @@ as $$
         where g.queue = _queue and g.key = _key and g.generation > 0), _key)
 $$;
 
+-- name_to_hold: the same for those who are about to take the key. Who sees the past shares the row of its generation, so that the server
+-- refuses (40001) if one has begun since: under the old name the key would have two holders.
+create or replace function jobqueue.name_to_hold(_queue text, _key text)
+returns text
+language plpgsql
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+begin
+    if _key is not null and sees_the_past() then
+        insert into key_generation (queue, key) values (_queue, _key) on conflict on constraint key_generation_pkey do nothing;
+        perform from key_generation g where g.queue = _queue and g.key = _key for share;
+    end if;
+    return held_name(_queue, _key);
+end
+$$;
+
 -- store_held: insert a job that holds a key. Returns whether it was stored; null: the key has a new generation meanwhile, try again.
 -- Who begins a generation has inserted under the old name first, so everybody who inserts under the old name waits for that one, looks at
 -- the name once more and finds the new one.
@@ -130,7 +146,7 @@ language plpgsql
 set search_path = pg_catalog, jobqueue, pg_temp
 as $$
 declare
-    key text := held_name(_job.queue, _job.options ->> 'hold');
+    key text := name_to_hold(_job.queue, _job.options ->> 'hold');
     holder jobqueue.job;
 begin
     if key is null or (_job.options ? 'hold_once' and _job.retry_count > 0 and not _job.options ? 'hold_retry') then
@@ -171,7 +187,7 @@ language plpgsql
 set search_path = pg_catalog, jobqueue, pg_temp
 as $$
 declare
-    key text := held_name(_job.queue, _job.options ->> 'hold');
+    key text := name_to_hold(_job.queue, _job.options ->> 'hold');
 begin
     update job j set held_key = key
     where j.id = _job.id and not exists (select from job h where h.queue = _job.queue and h.held_key = key);

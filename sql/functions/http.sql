@@ -282,8 +282,7 @@ begin
     if name_given is null then
         perform refuse('JQ400', 'INVALID_ARGUMENT', 'queue is missing.', 'Name the queue that the job goes to.', '{"option": "queue"}');
     elsif not _create_queues and not exists (select from queue q where q.name = name_given) then
-        perform refuse('JQ404', 'QUEUE_NOT_FOUND', format('There is no queue "%s".', name_given),
-            'Create it with jobqueue.create_queue, or allow this API to (JOBQUEUE_API_CREATE_QUEUES).', jsonb_build_object('queue', name_given));
+        perform refuse_queue(name_given, 'Create it with jobqueue.create_queue, or allow this API to (JOBQUEUE_API_CREATE_QUEUES).');
     end if;
     select s.id, s.created, s.reason into id, created, reason
     from send(name_given, coalesce(_job -> 'payload', '{}'), coalesce(_fixed -> 'defaults', '{}') || (_job - 'queue' - 'payload') || (_fixed - 'defaults')) s;

@@ -100,9 +100,72 @@ begin
 end
 $$;
 
--- bulk_portion: do an action with each of some jobs; tenants that the caller does not see are left alone. Returns counts per outcome:
--- done, asked, unchanged, refused, gone.
+-- bulk_portion: do an action with each of some jobs, in the order in which they are given; tenants that the caller does not see are left alone.
+-- All locks are taken first. What still meets another transaction in a circle (ids that senders chose, keys that change hands, a transaction
+-- of several actions) is taken back and done again: nobody has seen it. Returns counts per outcome: done, asked, unchanged, refused, gone.
+-- Errors: 40P01 after five such meetings, so that whoever holds locks from before this call learns of it.
 create or replace function jobqueue.bulk_portion(_action text, _ids uuid[], _reason text, _dry_run boolean)
+returns jsonb
+language plpgsql
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+declare
+    meetings int := 0;
+begin
+    if _dry_run then
+        return bulk_each(_action, _ids, _reason, true);
+    end if;
+    loop
+        begin
+            perform lock_for_bulk(_action, _ids);
+            return bulk_each(_action, _ids, _reason, false);
+        exception when deadlock_detected then
+            meetings := meetings + 1;
+            if meetings = 5 then
+                raise;
+            end if;
+        end;
+        -- the other one takes what is free now
+        perform pg_sleep(0.02 * meetings);
+    end loop;
+end
+$$;
+
+-- lock_for_bulk: lock what an action on some jobs is going to write, in the order in which all lock: jobs by their ids, which has parents
+-- before their children, then flows, then batches.
+--   jobs: their own; those that end or are released with them; their copies in dead letter queues, which go, and what ends with those
+-- Index: job_pkey, job_dead_letter, edge_of_parent, flow_member_pkey.
+create or replace function jobqueue.lock_for_bulk(_action text, _ids uuid[])
+returns void
+language plpgsql
+set search_path = pg_catalog, jobqueue, pg_temp
+set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
+as $$
+declare
+    -- what ends badly by it; one that runs is only asked
+    ending uuid[] := case
+        when _action = 'cancel' then array(select j.id from job j where j.id = any (_ids) and j.status in ('blocked', 'pending', 'paused'))
+        when _action in ('retry', 'restart', 'skip') then array(
+            select j.id from job j where j.dead_letter_of = any (_ids) and j.status in ('pending', 'paused'))
+        else '{}' end;
+    children uuid[] := case when _action in ('skip', 'delete') then array(
+            select e.child_id from job j join edge e on e.parent_id = j.id and not e.passed
+            where j.id = any (_ids) and j.settle_flags & 2 <> 0)
+        else '{}' end;
+begin
+    perform from job j
+    where j.id = any (_ids || ending || children || array(select b from jobs_below(ending) b))
+    order by j.id
+    for update;
+    if _action = 'delete' then
+        perform from flow f where f.id in (select m.flow_id from flow_member m where m.job_id = any (_ids)) order by f.id for no key update;
+        perform from batch b where b.id in (select j.batch_id from job j where j.id = any (_ids)) order by b.id for no key update;
+    end if;
+end
+$$;
+
+-- bulk_each: the same, one by one, without locking anything before. Returns counts per outcome.
+create or replace function jobqueue.bulk_each(_action text, _ids uuid[], _reason text, _dry_run boolean)
 returns jsonb
 language plpgsql
 set search_path = pg_catalog, jobqueue, pg_temp

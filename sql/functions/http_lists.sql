@@ -1,6 +1,4 @@
--- Lists of jobs for the HTTP API, newest first. No index has the order of all tenants together, so a list is merged from its tenants:
--- the newest n of all can only be among the tenants whose own newest are the n newest. Each tenant is read along job_list (or job_creator,
--- job_subject) and left after n entries: the length of the history does not matter.
+-- What lists of jobs for the HTTP API are made of (pages of them: http_pages.sql), the active jobs, and the counts.
 
 -- http_names: a text or a list of texts, as an array. Errors: JQ400.
 create or replace function jobqueue.http_names(_value jsonb, _name text)
@@ -117,97 +115,6 @@ begin
 end
 $$;
 
--- http_found: a page of the jobs that a filter means, newest first.
---   _after_at, _after_id  the last job of the page before; null: from the newest on
---   _most, _skip          how many, and how many before them are left out
--- Index: job_list, job_creator, job_subject; job_pkey for ids.
-create or replace function jobqueue.http_found(_filter jsonb, _after_at timestamptz, _after_id uuid, _most int, _skip int)
-returns table (id uuid, created_at timestamptz)
-language plpgsql stable
-set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_sort = off set jit = off
-as $$
-declare
-    conditions text := jobqueue.http_conditions(_filter)
-        || case when _after_at is null then '' else format(' and (j.created_at, j.id) < (%L::timestamptz, %L::uuid)', _after_at, _after_id) end;
-    candidates uuid[] := jobqueue.http_candidates(_filter -> 'status');
-begin
-    if candidates is not null or coalesce(_filter -> 'ids', 'null') <> 'null' then
-        return query execute format('select j.id, j.created_at from jobqueue.job j where ($1 is null or j.id = any ($1)) %s
-            order by j.created_at desc, j.id desc limit %s offset %s', conditions, _most, _skip) using candidates;
-    else
-        return query execute format($q$
-            with heads as materialized (
-                select t.tenant
-                from jobqueue.http_tenants(%4$L) t (tenant)
-                cross join lateral (
-                    select j.created_at, j.id from jobqueue.job j where j.tenant = t.tenant %1$s
-                    order by j.created_at desc, j.id desc limit 1) h
-                order by h.created_at desc, h.id desc
-                limit %2$s)
-            select p.id, p.created_at
-            from heads
-            cross join lateral (
-                select j.id, j.created_at from jobqueue.job j where j.tenant = heads.tenant %1$s
-                order by j.created_at desc, j.id desc limit %2$s) p
-            order by p.created_at desc, p.id desc
-            limit %2$s - %3$s offset %3$s $q$, conditions, _most + _skip, _skip, _filter -> 'tenant');
-    end if;
-end
-$$;
-
--- http_total: how many jobs a filter means; one more than _most stands for more.
-create or replace function jobqueue.http_total(_filter jsonb, _most int)
-returns bigint
-language plpgsql stable
-set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_sort = off set jit = off
-as $$
-declare
-    conditions text := jobqueue.http_conditions(_filter);
-    candidates uuid[] := jobqueue.http_candidates(_filter -> 'status');
-    n bigint;
-begin
-    if candidates is not null or coalesce(_filter -> 'ids', 'null') <> 'null' then
-        execute format('select count(*) from jobqueue.job j where ($1 is null or j.id = any ($1)) %s', conditions) into n using candidates;
-    else
-        execute format($q$
-            select count(*)
-            from (
-                select
-                from jobqueue.http_tenants(%3$L) t (tenant)
-                cross join lateral (select from jobqueue.job j where j.tenant = t.tenant %1$s limit %2$s) x
-                limit %2$s) counted $q$, conditions, _most + 1, _filter -> 'tenant') into n;
-    end if;
-    return n;
-end
-$$;
-
--- http_jobs: GET /jobs as one call.
---   _filter            as of http_conditions
---   _after_at, _after_id, _most, _skip   as of http_found
---   _fields            the keys wanted; null: all
--- Returns the jobs and, to know whether there is a next page, one more without a body. At least one row: total is in each (at most
--- 10,001, which means more), and id is null if the page is empty.
-create or replace function jobqueue.http_jobs(
-    _role text, _tenants text, _filter jsonb, _after_at timestamptz, _after_id uuid, _most int, _skip int, _fields text[])
-returns table (total bigint, id uuid, created_at timestamptz, body text)
-language plpgsql
-as $$
-#variable_conflict use_column
-declare
-    counted bigint;
-begin
-    perform jobqueue.http_context(_role, _tenants, true);
-    counted := jobqueue.http_total(_filter, 10000);
-    return query
-        select counted, f.id, f.created_at, case when f.n <= _most then jobqueue.http_job_body(f.id, _fields, array['brief'], false) end
-        from (select) one
-        left join (
-            select x.id, x.created_at, row_number() over (order by x.created_at desc, x.id desc) as n
-            from jobqueue.http_found(_filter, _after_at, _after_id, _most + 1, _skip) x) f on true
-        order by f.n;
-end
-$$;
-
 -- http_recent: SQL for the newest jobs of all tenants, by their ids: ids that are made here begin with their time, so those of the last hour
 -- lie together. Ids of the sender's own lie before and behind them; of each side 2,000 are looked at. Index: job_pkey.
 create or replace function jobqueue.http_recent(_most int)
@@ -259,22 +166,28 @@ begin
 end
 $$;
 
--- http_counts: how many jobs there are by status, and how long the completed ones took, as JSON. Looked at are the newest 50,000 of each
--- tenant, or the newest 200,000 by their ids for those who see all (which lie together: 0.2 s); capped says whether there are more.
+-- http_counts: how many jobs there are by status, and how long the completed ones took, as JSON. Looked at are the newest 100,000, for those
+-- who see all by their ids (which lie together); of several tenants each has its share of them, at least 1,000. capped: there may be more.
 create or replace function jobqueue.http_counts(_filter jsonb, out counts jsonb, out capped boolean)
 language plpgsql stable
 set enable_seqscan = off set enable_bitmapscan = off set enable_hashjoin = off set enable_mergejoin = off set enable_sort = off set jit = off
 as $$
 declare
-    everything boolean := jobqueue.sees_all_tenants() and coalesce(_filter -> 'tenant', 'null') = 'null';
-    conditions text := jobqueue.http_conditions(_filter);
-    source text := case when everything
-        then format('(select j.*, row_number() over () as n from (select * from jobqueue.job j where true %s order by j.id desc limit 200001) j) x',
-            conditions)
-        else format('jobqueue.http_tenants(%L) t (tenant) cross join lateral (select j.*, row_number() over () as n from (
-            select * from jobqueue.job j where j.tenant = t.tenant %s order by j.created_at desc limit 50001) j) x',
-            _filter -> 'tenant', conditions) end;
+    way record;
+    tenants text[];
+    most int := 100000;
+    newest text;
 begin
+    select w.* into way from jobqueue.http_way(_filter) w;
+    if way.along is null and jobqueue.sees_all_tenants() and coalesce(_filter -> 'tenant', 'null') = 'null' then
+        newest := format('(select j.*, row_number() over () as n from (
+            select * from jobqueue.job j where true %s order by j.id desc limit %s) j)', way.within, most + 1);
+    else
+        tenants := array(select t.tenant from jobqueue.http_tenants(_filter -> 'tenant') t (tenant));
+        most := greatest(most / greatest(cardinality(tenants) * cardinality(way.names), 1), 1000);
+        newest := format('unnest($1) t (tenant) cross join unnest($2) b (name) cross join lateral (select t.tenant, b.name) s cross join lateral (
+            select j.*, row_number() over () as n from (%s limit %s) j)', jobqueue.http_source(way.along, way.within), most + 1);
+    end if;
     execute format($q$
         select jsonb_build_object(
                 'blocked', count(*) filter (where x.status = 'blocked'),
@@ -285,12 +198,15 @@ begin
                 'failed', count(*) filter (where x.status = 'failed'),
                 'cancelled', count(*) filter (where x.status = 'cancelled'),
                 'skipped', count(*) filter (where x.status = 'skipped'),
-                'total', count(*),
+                'total', count(x.status),
                 'avg_processing_time_ms', round(avg(extract(epoch from x.completed_at - x.started_at) * 1000)
                     filter (where x.status = 'completed'))::bigint,
-                'avg_progress_pct', round(avg(x.progress_pct) filter (where x.completed_at is null), 1)),
-            coalesce(max(x.n) > %s, false)
-        from %s $q$, case when everything then 200000 else 50000 end, source) into counts, capped;
+                'avg_progress_pct', round(avg(x.progress_pct) filter (where x.status is not null and x.completed_at is null), 1)),
+            coalesce(max(x.n) > %1$s, false)
+        from (
+            select case when j.n <= %1$s %3$s then j.status end as status, j.started_at, j.completed_at, j.progress_pct, j.n
+            from %2$s) x $q$, most, newest || ' j', way.beyond)
+    into counts, capped using tenants, way.names;
 end
 $$;
 

@@ -23,23 +23,31 @@ as $$
             jobqueue.http_seconds(q.expires_in) as expires_in, jobqueue.http_seconds(q.keep_completed) as keep_completed,
             jobqueue.http_seconds(q.keep_ended) as keep_ended, q.dead_letter, q.concurrency, q.group_concurrency, q.key_concurrency,
             q.rate_limit, jobqueue.http_seconds(q.ageing) as ageing, q.fair_by, q.warn_backlog, q.paused_at, q.pause_reason, q.paused_by,
-            jobqueue.http_ready(q.name) as ready, q.created_at, q.updated_at
+            coalesce(w.ready, 0) as ready, q.created_at, q.updated_at
         from jobqueue.queues q
+        left join jobqueue.http_ready(_name) w on w.queue = q.name
         where _name is null or q.name = _name
         order by q.name) r
 $$;
 
--- http_ready: how many jobs of a queue may run now; at most 1,000 are counted. Index: job_claim.
+-- http_ready: how many jobs of each queue that has any may run now; at most 1,000 of each are counted. _queue: of this one only; null: all.
+-- It hops from queue to queue, so that those without such jobs cost nothing. Index: job_claim.
 create or replace function jobqueue.http_ready(_queue text)
-returns bigint
-language plpgsql stable security definer
+returns table (queue text, ready bigint)
+language sql stable security definer
 set search_path = pg_catalog, jobqueue, pg_temp
 set enable_seqscan = off set enable_bitmapscan = off set jit = off
 as $$
-begin
-    return (select count(*) from (
-        select from job j where j.queue = _queue and j.ready_seq is not null order by -j.priority, j.ready_seq limit 1000) x);
-end
+    with recursive waiting (queue) as (
+        (select j.queue from job j where j.ready_seq is not null and (_queue is null or j.queue = _queue) order by j.queue limit 1)
+        union all
+        select (select j.queue from job j where j.ready_seq is not null and j.queue > w.queue order by j.queue limit 1)
+        from waiting w
+        where w.queue is not null and _queue is null)
+    select w.queue, (select count(*) from (
+        select from job j where j.queue = w.queue and j.ready_seq is not null order by -j.priority, j.ready_seq limit 1000) x)
+    from waiting w
+    where w.queue is not null
 $$;
 
 -- http_worker_rows: the workers as JSON objects with commas between, the latest first; null if there are none.
@@ -52,7 +60,7 @@ as $$
     from (
         select w.id, case when _named then w.name end as name, case when _named then w.hostname end as hostname,
             case when _named then w.pid end as pid, w.version, w.queues, w.job_types, w.concurrency, w.running, w.started_at, w.heartbeat_at,
-            w.stopped_at, w.state, w.drain_reason
+            w.stopped_at, w.state, w.drain_reason, w.stuck
         from jobqueue.workers w) r
 $$;
 

@@ -36,7 +36,7 @@ $$;
 -- Index: job_pkey; as http_jobs if they are too many.
 create or replace function jobqueue.http_unfinished(
     _role text, _tenants text, _filter jsonb, _after_at timestamptz, _after_id uuid, _most int, _fields text[])
-returns table (total bigint, id uuid, created_at timestamptz, body text)
+returns table (total bigint, id uuid, created_at timestamptz, body text, open boolean)
 language plpgsql
 set enable_seqscan = off set enable_hashjoin = off set enable_mergejoin = off set jit = off
 as $$
@@ -47,7 +47,7 @@ begin
     perform jobqueue.http_context(_role, _tenants, true);
     if ids is null then
         return query
-            select j.total, j.id, j.created_at, j.body
+            select j.total, j.id, j.created_at, j.body, j.open
             from jobqueue.http_jobs(_role, _tenants, '{"status": ["blocked", "pending", "processing", "paused"]}' || _filter, _after_at,
                 _after_id, _most, 0, _fields) j;
         return;
@@ -58,7 +58,7 @@ begin
             from jobqueue.job j
             where j.id = any ($1) and j.status in ('blocked', 'pending', 'processing', 'paused') %s)
         select (select count(*) from found), p.id, p.created_at,
-            case when p.n <= $4 then jobqueue.http_job_body(p.id, $5, array['brief'], false) end
+            case when p.n <= $4 then jobqueue.http_job_body(p.id, $5, array['brief'], false) end, false
         from (select) one
         left join (
             select f.id, f.created_at, row_number() over (order by f.created_at desc, f.id desc) as n

@@ -41,9 +41,10 @@ language plpgsql
 as $$
 begin
     perform jobqueue.http_context(_role, _tenants, true);
-    return jsonb_build_object(
+    -- json, not jsonb: what is only written out need not be sorted first, a third of the time with thousands of queues
+    return json_build_object(
         'queues', (
-            select coalesce(jsonb_agg(jsonb_build_object('name', q.name, 'policy', q.policy, 'dead_letter', q.dead_letter, 'paused_at', q.paused_at,
+            select coalesce(json_agg(json_build_object('name', q.name, 'policy', q.policy, 'dead_letter', q.dead_letter, 'paused_at', q.paused_at,
                 'pause_reason', q.pause_reason, 'paused_by', q.paused_by, 'warn_backlog', q.warn_backlog, 'workers', w.workers,
                 'ready', coalesce(g.ready, 0), 'scheduled', coalesce(g.scheduled, 0), 'blocked', coalesce(g.blocked, 0),
                 'processing', coalesce(g.processing, 0), 'paused', coalesce(g.paused, 0), 'failed', coalesce(g.failed_jobs, 0),
@@ -53,7 +54,7 @@ begin
             left join jobqueue.http_queue_workers() w on w.queue = q.name
             left join jobqueue.http_sparks() s on s.queue = q.name),
         'health', case when jobqueue.sees_all_tenants() then (
-            select coalesce(jsonb_agg(to_jsonb(h) order by h.status, h.name), '[]') from jobqueue.health() h where h.status <> 'ok') end)::text;
+            select coalesce(json_agg(row_to_json(h) order by h.status, h.name), '[]') from jobqueue.health() h where h.status <> 'ok') end)::text;
 end
 $$;
 

@@ -98,8 +98,23 @@ begin
 end
 $$;
 
--- readmit_queue: after a change of limits: every job that waits or may be taken up again enters anew, and what runs is counted. Call it while senders and claimers
--- are kept out (keep_senders_out). Walks the primary key in portions. Index: job_pkey.
+-- carry_starts: the starts that a rate still counts, when its queue is changed from _old to _new: each of them for the period of now. A
+-- rate per queue counts the starts of all keys; which keys those of a rate per queue had is not known.
+create or replace function jobqueue.carry_starts(_old jobqueue.queue, _new jobqueue.queue)
+returns void
+language sql
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+    update admission_note n
+    set due = n.due + make_interval(secs => (_new.rate_limit ->> 'period')::double precision - (_old.rate_limit ->> 'period')::double precision),
+        stage = case when _new.rate_limit ->> 'per' = 'queue' then 5 else n.stage end,
+        line = case when _new.rate_limit ->> 'per' = 'queue' then '' else n.line end
+    where n.queue_number = _new.number and n.due is not null and _old.rate_limit is not null and _new.rate_limit is not null
+$$;
+
+-- readmit_queue: after a change of limits: every job that waits or may be taken up again enters anew, and what runs is counted, as are the
+-- starts that its rate still has to count. Call it while senders and claimers are kept out (keep_senders_out). Walks the primary key in
+-- portions. Index: job_pkey.
 create or replace function jobqueue.readmit_queue(_queue jobqueue.queue)
 returns void
 language plpgsql
@@ -110,12 +125,15 @@ declare
     place uuid := '00000000-0000-0000-0000-000000000000';
     ids uuid[];
     fifo boolean := _queue.policy = 'key_strict_fifo';
+    rate smallint := case _queue.rate_limit ->> 'per' when 'queue' then 5 when 'key' then 3 end;
 begin
     perform pg_advisory_xact_lock(27252, _queue.number);
     delete from admission_line l where l.queue_number = _queue.number;
     delete from admission_slot s where s.queue_number = _queue.number;
-    delete from admission_note n where n.queue_number = _queue.number;
+    delete from admission_note n where n.queue_number = _queue.number and (n.due is null or n.stage is distinct from rate);
     delete from admission a where a.queue_number = _queue.number;
+    insert into admission_slot (queue_number, stage, line, used)
+    select n.queue_number, n.stage, n.line, sum(n.slots) from admission_note n where n.queue_number = _queue.number group by 1, 2, 3;
     loop
         ids := array(select j.id from job j where j.id > place order by j.id limit 10000);
         exit when ids = '{}';
@@ -285,6 +303,10 @@ as $$
 declare
     n int;
 begin
+    -- noted while the clock was ahead: no token comes back later than a period from now
+    update admission_note t
+    set due = now() + make_interval(secs => (_queue.rate_limit ->> 'period')::double precision)
+    where t.queue_number = _queue.number and t.due > now() + make_interval(secs => (_queue.rate_limit ->> 'period')::double precision);
     -- tokens that came back while nobody admitted: take_notes looks back one minute only
     delete from admission_note t where t.queue_number = _queue.number and t.due <= now() - interval '1 min';
     with running as materialized (

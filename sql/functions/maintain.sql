@@ -210,6 +210,17 @@ begin
         for update of j skip locked)
     delete from job j using old where j.ctid = old.t;
     get diagnostics removed = row_count;
+    -- claimed later than now: the clock was ahead. Its worker goes on beating, if it lives
+    with ahead as materialized (
+        select j.ctid as t, now() + option_interval(j.options, 'lease', q.lease) as ends
+        from job j join queue q on q.name = j.queue
+        where j.id = any (ids) and j.status = 'processing' and j.started_at > now() + interval '1 min'
+            and j.lease_until > now() + option_interval(j.options, 'lease', q.lease)
+        for update of j skip locked),
+    shortened as (
+        update job j set lease_until = a.ends from ahead a where j.ctid = a.t returning j.id, j.worker_id, j.lease_until)
+    insert into claim_batch (worker_id, check_at, job_ids)
+    select s.worker_id, min(s.lease_until), array_agg(s.id) from shortened s group by s.worker_id;
     -- under way, but in no note of a claim: after a crash of the server, or somebody's hand in claim_batch. A note too many does no harm
     insert into claim_batch (worker_id, check_at, job_ids)
     select j.worker_id, now(), array_agg(j.id) from job j
@@ -242,6 +253,10 @@ begin
     get diagnostics n = row_count; total := total + n;
     delete from quota_use where window_ends < now() - interval '1 day';
     get diagnostics n = row_count; total := total + n;
+    -- of keys that have their first name; most are used once
+    delete from key_generation where generation = 0 and used_at < now() - interval '1 hour';
+    get diagnostics n = row_count; total := total + n;
+    total := total + accept_clock();
     total := total + remove_old_batches();
     return total;
 end
@@ -251,7 +266,8 @@ $$;
 --   _worker  who asks; _only  names of steps to run now, due or not (null: those that are due)
 -- Returns (step, done, next_due); without a row nothing was due. Never waits for another worker. All steps of a call are one transaction, and
 -- what one of them locked stays locked until the last is through: after 100 ms the rest is left to the next call, the longest due first.
--- A step that would wait for a row or a table that somebody keeps locked gives up and is tried again, as after any other error.
+-- A step that would wait for a row or a table that somebody keeps locked gives up and is tried again, as after any other error. One that
+-- was done later than now is due: the clock was ahead.
 create or replace function jobqueue.maintain(_worker uuid default null, _only text[] default null)
 returns table (step text, done bigint, next_due timestamptz)
 language plpgsql security definer
@@ -268,7 +284,7 @@ declare
 begin
     for m in
         select * from maintenance x
-        where case when _only is null then x.next_at <= now() else x.step = any (_only) end
+        where case when _only is null then x.next_at <= now() or x.last_at > now() + interval '1 min' else x.step = any (_only) end
         order by x.next_at, x.step
         for update skip locked
     loop
@@ -337,7 +353,7 @@ begin
             -- one step that fails must not stop the others; doctor and the log show it
             raise warning 'jobqueue: maintenance step % failed: %', m.step, sqlerrm;
             done := 0;
-            next_due := now() + greatest(m.every, interval '10 s');
+            next_due := now() + case when sqlstate = '55P03' then m.every else greatest(m.every, interval '10 s') end;
             new_state := coalesce(m.state, '{}') || jsonb_build_object('error', sqlerrm, 'failed_at', now());
         end;
         update maintenance x set next_at = coalesce(next_due, now() + m.every), last_at = now(), last_done = done, state = new_state where x.step = m.step;
@@ -354,7 +370,7 @@ returns boolean
 language sql volatile security definer
 set search_path = pg_catalog, jobqueue, pg_temp
 as $$
-    select exists (select from maintenance m where m.next_at <= now())
+    select exists (select from maintenance m where m.next_at <= now() or m.last_at > now() + interval '1 min')
 $$;
 
 -- next_due: when the next waiting job becomes due; null if none waits.

@@ -151,14 +151,16 @@ as $$
     with w as materialized (
         select case when x.heartbeat_at < now() - interval '30 s' then 'lost' when x.drain_requested_at is not null then 'draining'
                 else 'working' end as state,
-            coalesce(x.concurrency, 0) as slots, x.running
+            coalesce(x.concurrency, 0) as slots, x.running, coalesce((x.stuck ->> 'slots')::int, 0) as stuck
         from worker x where x.stopped_at is null)
     select 'workers', jsonb_build_object('state', s.state), (select count(*) from w where w.state = s.state)::double precision, null::jsonb
     from unnest(array['working', 'draining', 'lost']) s (state)
     union all
     select m.name, '{}', m.value, null
-    from (select coalesce(sum(w.slots), 0) as slots, coalesce(sum(w.running), 0) as busy from w where w.state <> 'lost') t
-    cross join lateral (values ('worker_slots', t.slots::double precision), ('worker_slots_busy', t.busy)) m (name, value)
+    from (select coalesce(sum(w.slots), 0) as slots, coalesce(sum(w.running), 0) as busy, coalesce(sum(w.stuck), 0) as stuck
+        from w where w.state <> 'lost') t
+    cross join lateral (values ('worker_slots', t.slots::double precision), ('worker_slots_busy', t.busy),
+        ('worker_slots_stuck', t.stuck)) m (name, value)
     union all
     select 'maintenance_late_seconds', '{}', greatest(extract(epoch from now() - min(m.next_at)), 0)::double precision, null
     from maintenance m

@@ -67,7 +67,7 @@ $$;
 
 -- procrastinate_defer: add jobs, all or none.
 --   _jobs  [{"queue", "task", "priority", "lock", "queueing_lock", "args", "at"}]; at: RFC 3339 or null; imported ones also have "id" and
---          "attempts": an id that exists is passed over
+--          "attempts": an id that exists is passed over; "options": {"trace_context"}, see with_trace_context; others are not looked at
 -- Returns the ids, in order. Errors: JQ400, JQ403, JQ404, JQ413, JQ409 ALREADY_ENQUEUED with the queueing_lock that another waiting job holds.
 create or replace function jobqueue.procrastinate_defer(_jobs jsonb)
 returns setof uuid
@@ -101,6 +101,7 @@ begin
         select coalesce((e ->> 'id')::uuid, new_id()) as id, i, e ->> 'queue' as queue, e ->> 'task' as task, e ->> 'lock' as lock,
             coalesce((e ->> 'priority')::int, 0) as priority, e ->> 'queueing_lock' as queueing_lock, e -> 'args' as args,
             (e ->> 'at')::timestamptz as at, coalesce((e ->> 'attempts')::int, 0) as attempts,
+            case when e ? 'options' then trace_option(e -> 'options') end as trace,
             case when (e ->> 'at')::timestamptz > now() then null else next_ready() end as seq
         from jsonb_array_elements(_jobs) with ordinality x (e, i)),
     stored as (
@@ -109,7 +110,9 @@ begin
         select g.id, g.queue, g.task, g.priority, g.args, clean_text(render_label(t.label, g.args, null), 300), coalesce(t.pausable, false),
             g.lock, coalesce(g.at, now()), case when g.seq is null then g.at end, g.seq,
             'queueing:' || g.queueing_lock, case when g.queueing_lock is not null then 15 end,
-            procrastinate_options(t.options, g.queueing_lock), procrastinate_flags(q, g.lock), greatest(g.at, now()) + q.expires_in,
+            case when g.trace is null then procrastinate_options(t.options, g.queueing_lock)
+                else coalesce(procrastinate_options(t.options, g.queueing_lock), '{}') || g.trace end,
+            procrastinate_flags(q, g.lock), greatest(g.at, now()) + q.expires_in,
             g.attempts, g.attempts + coalesce((t.options ->> 'max_retries')::int, nullif(q.max_retries, 0))
         from given g
         join queue q on q.name = g.queue

@@ -67,6 +67,7 @@ begin
         select x.* from subscription s join queue x on x.name = s.queue where s.event = publish.event order by s.queue
     loop
         queue := q.name;
+        perform hold_queue(queue);
         select o.id, o.created, o.reason into id, created, reason from send_one(q, publish.payload, publish.options) o;
         if created then
             queues := queues || queue;

@@ -263,7 +263,7 @@ begin
     if (wanted.policy, wanted.concurrency, wanted.group_concurrency, wanted.key_concurrency, wanted.rate_limit, wanted.ageing, wanted.fair_by)
         is distinct from (q.policy, q.concurrency, q.group_concurrency, q.key_concurrency, q.rate_limit, q.ageing, q.fair_by)
     then
-        perform readmit_queue(x) from queue x where x.name = q.name;
+        perform carry_starts(q, x), readmit_queue(x) from queue x where x.name = q.name;
     end if;
     if (wanted.expires_in, wanted.keep_completed, wanted.keep_ended) is distinct from (q.expires_in, q.keep_completed, q.keep_ended) then
         perform restamp_jobs(q, wanted);
@@ -435,6 +435,10 @@ begin
             continue;
         end if;
         place := ids[cardinality(ids)];
+        perform lock_for_bulk('cancel', array(
+            select k.id from job k
+            where k.id = any (ids) and (_queue is null or k.queue = _queue) and (_tenant is null or k.tenant = _tenant)
+                and k.status in ('blocked', 'pending', 'paused')));
         for j in
             select * from job k
             where k.id = any (ids) and (_queue is null or k.queue = _queue) and (_tenant is null or k.tenant = _tenant)

@@ -21,7 +21,8 @@ begin
         insert into quota_use (owner, bucket, window_ends, used) values (_owner, _bucket, fresh, 0) on conflict do nothing;
         select * into u from quota_use x where x.owner = _owner and x.bucket = _bucket for no key update;
     end if;
-    if u.window_ends <= now() then
+    -- one that ends later than an hour from now began while the clock was ahead
+    if u.window_ends <= now() or u.window_ends > fresh then
         u.used := 0;
         u.window_ends := fresh;
     end if;

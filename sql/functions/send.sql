@@ -7,6 +7,28 @@ as $$
     select case when pg_catalog.pg_current_xact_id() is not null then pg_catalog.nextval('jobqueue.ready_seq') end
 $$;
 
+-- sees_the_past: whether this transaction may see rows as they were before (REPEATABLE READ, SERIALIZABLE).
+create or replace function jobqueue.sees_the_past()
+returns boolean
+language sql stable
+as $$
+    select pg_catalog.current_setting('transaction_isolation') in ('repeatable read', 'serializable')
+$$;
+
+-- hold_queue: whoever stores a job, and sees the past, shares the row of its queue: if the queue was changed since, the server refuses
+-- (40001), else the job would never know of the limits that the queue has by now. Without that nobody waits for anybody.
+create or replace function jobqueue.hold_queue(_name text)
+returns void
+language plpgsql
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+begin
+    if sees_the_past() then
+        perform from queue q where q.name = _name for share;
+    end if;
+end
+$$;
+
 -- queue_for_send: the queue of a name; an unknown one is created with the defaults, unless the setting create_queues is false (JQ404).
 create or replace function jobqueue.queue_for_send(_name text)
 returns jobqueue.queue
@@ -18,13 +40,13 @@ declare
 begin
     select * into q from queue where name = _name;
     if found then
+        perform hold_queue(_name);
         return q;
     elsif _name is null or _name !~ '^[A-Za-z0-9_./:-]{1,200}$' then
         perform refuse('JQ400', 'INVALID_ARGUMENT', format('"%s" cannot be the name of a queue.', left(_name, 100)),
             'Use 1 to 200 letters, digits, and _ . / : -');
     elsif setting_of('create_queues', 'true') = 'false' then
-        perform refuse('JQ404', 'QUEUE_NOT_FOUND', format('There is no queue "%s".', _name),
-            'Create it with jobqueue.create_queue.', jsonb_build_object('queue', _name));
+        perform refuse_queue(_name, 'Create it with jobqueue.create_queue.');
     end if;
     insert into queue (name) values (_name) on conflict (name) do nothing;
     select * into q from queue where name = _name;
@@ -60,7 +82,7 @@ begin
             r.ready_seq := null;
         end if;
         if r.options ? 'hold' then
-            r.held_key := held_name(r.queue, r.options ->> 'hold');
+            r.held_key := name_to_hold(r.queue, r.options ->> 'hold');
             stored := store_held(r);
             continue when stored is null;
         else
@@ -126,7 +148,7 @@ declare
     due timestamptz;
 begin
     -- one look-up for the short way: a queue whose jobs need nothing but a place in the line, and a job_type that says nothing of them
-    select q.number, is_plain(q) and not exists (select from job_type t where t.name = q.name and t.applies),
+    select q.number, is_plain(q) and not exists (select from job_type t where t.name = q.name and t.applies) and not sees_the_past(),
         exists (select from watch w where w.topic = 'queue:' || q.name and w.until > now())
     into number, plain, watched
     from queue q where q.name = send.queue;
@@ -136,8 +158,8 @@ begin
         returning job.id into id;
         created := true;
         -- wake(), written out: its call and its look-up would cost a tenth of the whole
-        if watched or statement_timestamp() > now() + interval '5 ms'
-            or not (case when pg_try_advisory_lock(27249, number) then pg_advisory_unlock(27249, number) else false end)
+        if may_notify() and (watched or statement_timestamp() > now() + interval '5 ms'
+            or not (case when pg_try_advisory_lock(27249, number) then pg_advisory_unlock(27249, number) else false end))
         then
             perform pg_notify('jobqueue_ready', send.queue);
         end if;
@@ -246,6 +268,27 @@ begin
 end
 $$;
 
+-- take_turns: callers that store several keys or ids in one call, in whatever order, must not wait for each other in a circle. Who has more
+-- than one element takes the locks of their keys first, in one order, till the end of the transaction: 64 for each queue, since a call may have
+-- 100,000 keys. A single send takes one key only, and none of these.
+create or replace function jobqueue.take_turns(_queue jobqueue.queue, _jobs jsonb)
+returns void
+language plpgsql
+set search_path = pg_catalog, jobqueue, pg_temp
+as $$
+begin
+    if jsonb_array_length(_jobs) > 1 and _jobs @? '$[*].options ? (exists(@.singleton_key) || exists(@.id))' then
+        perform pg_advisory_xact_lock(27253, t.turn)
+        from (
+            select distinct _queue.number * 64 + (hashtext(k.key) & 63) as turn
+            from jsonb_array_elements(_jobs) e
+            cross join lateral (values (coalesce(e -> 'options' ->> 'singleton_key', '')), (e -> 'options' ->> 'id')) k (key)
+            where k.key is not null
+            order by turn) t;
+    end if;
+end
+$$;
+
 -- send_each: the general way of many jobs; an error names the element.
 create or replace function jobqueue.send_each(_queue jobqueue.queue, _jobs jsonb)
 returns table (id uuid, created boolean, reason text)
@@ -261,6 +304,7 @@ declare
     hint text;
     detail text;
 begin
+    perform take_turns(_queue, _jobs);
     for element, n in select e, i - 1 from jsonb_array_elements(_jobs) with ordinality x (e, i) loop
         perform refuse_unknown_option(element, array['payload', 'options'], 'an element of send_many');
         if coalesce(jsonb_typeof(element -> 'options'), 'null') not in ('object', 'null') then

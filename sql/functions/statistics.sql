@@ -159,7 +159,10 @@ declare
 begin
     folded := cardinality(ids);
     state := coalesce(_state, '{}');
-    if coalesce((state ->> 'xid')::bigint <= oldest, true) then
+    if (state ->> 'xid')::bigint > pg_snapshot_xmax(pg_current_snapshot())::text::bigint then
+        -- an id of the server that this database was dumped on
+        state := state || jsonb_build_object('xid', pg_snapshot_xmax(pg_current_snapshot())::text::bigint);
+    elsif coalesce((state ->> 'xid')::bigint <= oldest, true) then
         state := jsonb_build_object('floor', coalesce((state ->> 'next')::bigint, 0),
             'next', coalesce(ids[folded], (state ->> 'next')::bigint, 0), 'xid', pg_snapshot_xmax(pg_current_snapshot())::text::bigint);
     end if;

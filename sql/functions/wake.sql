@@ -6,6 +6,14 @@
 -- message of the extended protocol moves the time of the statement by up to 1 ms, so that without this margin every call of a
 -- driver with parameters would notify. What falls into the margin is found by the idle worker's re-checks.
 
+-- may_notify: false if the transaction says so: jobqueue.notify = off. One that is to be prepared (PREPARE TRANSACTION) must not notify.
+create or replace function jobqueue.may_notify()
+returns boolean
+language sql stable
+as $$
+    select coalesce(pg_catalog.current_setting('jobqueue.notify', true), '') <> 'off'
+$$;
+
 -- wake: tell idle workers of a queue that a job became ready. Call it last.
 create or replace function jobqueue.wake(_queue text, _number int)
 returns void
@@ -13,9 +21,9 @@ language plpgsql
 set search_path = pg_catalog, pg_temp
 as $$
 begin
-    if statement_timestamp() > now() + interval '5 ms'
+    if jobqueue.may_notify() and (statement_timestamp() > now() + interval '5 ms'
         or not (case when pg_try_advisory_lock(27249, _number) then pg_advisory_unlock(27249, _number) else false end)
-        or exists (select from jobqueue.watch w where w.topic = 'queue:' || _queue and w.until > now())
+        or exists (select from jobqueue.watch w where w.topic = 'queue:' || _queue and w.until > now()))
     then
         perform pg_notify('jobqueue_ready', _queue);
     end if;
@@ -68,8 +76,8 @@ set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 as $$
 begin
-    return exists (select from jobqueue.watch w where w.topic < 'queue:' and w.until > now())
-        or exists (select from jobqueue.watch w where w.topic >= 'tenant:' and w.until > now());
+    return jobqueue.may_notify() and (exists (select from jobqueue.watch w where w.topic < 'queue:' and w.until > now())
+        or exists (select from jobqueue.watch w where w.topic >= 'tenant:' and w.until > now()));
 end
 $$;
 
@@ -110,5 +118,5 @@ returns void
 language sql
 set search_path = pg_catalog, pg_temp
 as $$
-    select pg_notify('jobqueue_jobs', jsonb_build_array(jsonb_build_array(_id, _version))::text)
+    select pg_notify('jobqueue_jobs', jsonb_build_array(jsonb_build_array(_id, _version))::text) where jobqueue.may_notify()
 $$;

@@ -26,8 +26,26 @@ begin
         (_info ->> 'concurrency')::int)
     on conflict (id) do update set name = excluded.name, hostname = excluded.hostname, pid = excluded.pid, version = excluded.version,
         queues = excluded.queues, job_types = excluded.job_types, concurrency = excluded.concurrency,
-        heartbeat_at = now(), stopped_at = null;
+        heartbeat_at = now(), stopped_at = null, stuck = null;
 end
+$$;
+
+-- note_stuck: handlers of a worker that go on after their attempts have ended, for health, explain and the list of workers. Told when they
+-- change, not with every heartbeat.
+--   _slots  how many of its slots they keep
+--   _jobs   [{"id", "job_type", "why", "seconds"}]: why the attempt ended (timeout, cancel, pause, lost, fenced), and how long ago
+create or replace function jobqueue.note_stuck(_worker uuid, _slots int, _jobs jsonb)
+returns void
+language sql security definer
+set search_path = pg_catalog, jobqueue, pg_temp
+-- the leases wait for the next heartbeat, and that for this
+set lock_timeout = '200ms'
+as $$
+    update worker
+    set stuck = case when _slots > 0 then jsonb_build_object('slots', _slots, 'jobs', (
+        select jsonb_agg(e - 'seconds' || jsonb_build_object('since', now() - make_interval(secs => (e ->> 'seconds')::double precision)) order by i)
+        from jsonb_array_elements(_jobs) with ordinality x (e, i))) end
+    where id = _worker and stopped_at is null
 $$;
 
 -- stop_worker: the worker has ended in order.
@@ -36,7 +54,7 @@ returns void
 language sql security definer
 set search_path = pg_catalog, jobqueue, pg_temp
 as $$
-    update worker set stopped_at = now(), running = 0 where id = _worker
+    update worker set stopped_at = now(), running = 0, stuck = null where id = _worker
 $$;
 
 -- register_job_types: what workers can run, and how it is called, tried again and shown; every way of sending applies it.

@@ -7,7 +7,7 @@ select w.id, w.name, w.hostname, w.pid, w.version, w.queues, w.job_types, w.conc
         when w.heartbeat_at < now() - interval '30 s' then 'lost'
         when w.drain_requested_at is not null then 'draining'
         else 'working' end as state,
-    w.drain_reason
+    w.drain_reason, coalesce((w.stuck ->> 'slots')::int, 0) as stuck
 from jobqueue.worker w;
 
 -- queues: the queues with their options; durations as intervals.

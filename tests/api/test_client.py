@@ -97,7 +97,7 @@ def complete_soon(dsn: str, after: threading.Event) -> threading.Thread:
 
     def work() -> None:
         with psycopg.connect(dsn, autocommit=True) as connection:
-            after.wait(20)
+            after.wait(60)
             job_id, token = start_job(connection)
             connection.execute("select jobqueue.progress(%s, %s, 50)", (job_id, token))
             connection.execute("select jobqueue.complete(%s, %s, %s)", (job_id, token, '{"pages": 3}'))
@@ -160,7 +160,7 @@ def test_polls_carry_the_etag_and_waits_end_with_the_job(front: Front, dsn: str)
             client.wait(sent.id, timeout=0.05)
         worker = complete_soon(dsn, go)
         go.set()
-        done = client.wait(sent.id, timeout=30)
+        done = client.wait(sent.id, timeout=60)
         assert (done.done, done.result, done.poll_after) == (True, {"pages": 3}, None)
         assert client.poll(done) is done
         worker.join()

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 
 from jobqueue.records import COLUMNS
-from tests.api.conftest import job_count, send, serving, start_job
+from tests.api.conftest import job_count, keep_alive, send, serving, start_job
 from tests.support.server import value
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -58,6 +58,7 @@ async def test_an_unchanged_job_is_304_and_a_changed_one_200(
 ) -> None:
     job_id = await send(client)
     start_job(connection)
+    keep_alive(connection)
     read = await client.get(f"/jobs/{job_id}")
     assert read.headers["ETag"] == f'W/"{read.json()["version"]}-a"'
     again = await client.get(f"/jobs/{job_id}", headers={"If-None-Match": f'"other", {read.headers["ETag"]}'})
@@ -123,7 +124,12 @@ async def test_an_unknown_queue_is_404_unless_the_setting_allows_it(
 ) -> None:
     answer = await client.post("/jobs", json={"queue": "nowhere"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "QUEUE_NOT_FOUND")
+    assert "jobqueue queues create" in answer.json()["error"]["details"]["hint"]
     assert job_count(connection) == 0
+    connection.execute("insert into jobqueue.queue (name) values ('indexing'), ('emails')")
+    mistyped = (await client.post("/jobs", json={"queue": "Indexnig"})).json()["error"]["details"]
+    assert (mistyped["queue"], mistyped["nearest"]) == ("Indexnig", "indexing")
+    assert mistyped["hint"].startswith('Did you mean "indexing"? GET /queues')
     async with serving(dsn, {"api_create_queues": True}) as allowed:
         assert (await allowed.post("/jobs", json={"queue": "nowhere"})).status_code == 202
 

@@ -9,12 +9,38 @@ from collections.abc import AsyncIterator, Iterator
 import httpx2
 import psycopg
 import pytest
+import pytest_asyncio
 
 from tests.api.conftest import job_count, send, serving
+from tests.support.databases import Databases
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 JSON = {"Content-Type": "application/json"}
 DEEP = b'{"queue": "q", "payload": ' + b"[" * 200 + b"]" * 200 + b"}"
 DEEPER = b'{"queue": "q", "payload": ' + b'{"a":' * 100_000 + b"1" + b"}" * 100_001
+
+
+@pytest.fixture(scope="module")
+def dsn(databases: Databases) -> Iterator[str]:
+    """One database for all tests here: nothing of what they send stays."""
+    with databases.lend() as conninfo:
+        yield conninfo
+
+
+@pytest.fixture(scope="module")
+def connection(dsn: str) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
+    """A connection to it."""
+    with psycopg.connect(dsn, autocommit=True) as opened:
+        yield opened
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def client(dsn: str, connection: psycopg.Connection[tuple[object, ...]]) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of the one application that refuses it all."""
+    connection.execute("insert into jobqueue.queue (name) values ('q')")
+    async with serving(dsn) as opened:
+        yield opened
 
 
 @pytest.fixture(autouse=True)
@@ -183,6 +209,7 @@ async def test_an_error_of_the_database_shows_no_sql(
     job_id = await send(client)
     connection.execute("alter function jobqueue.http_more rename to gone")
     answer = await client.get(f"/jobs/{job_id}")
+    connection.execute("alter function jobqueue.gone rename to http_more")
     assert (answer.status_code, answer.json()["error"]["code"]) == (500, "INTERNAL")
     assert "function" not in answer.text
     assert "jobqueue." not in answer.text

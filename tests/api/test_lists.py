@@ -146,6 +146,24 @@ async def test_the_total_is_exact_up_to_10000(client: httpx2.AsyncClient, connec
     assert (counts["blocked"], counts["total"], meta) == (10_001, 10_001, {"capped": False})  # type: ignore[call-overload]
 
 
+async def test_a_page_that_has_looked_at_enough_has_a_cursor_and_a_total_that_may_be_more(
+    client: httpx2.AsyncClient, connection: Connection
+) -> None:
+    connection.execute("create or replace function jobqueue.look_back() returns int language sql as 'select 200'")
+    connection.execute(
+        "insert into jobqueue.job (queue, job_type, status, created_at) select case when n %% 250 = 0 then 'rare' else 'q' end,"
+        " 'x', 'blocked', now() - n * interval '1 min' from generate_series(1, 500) n",
+        (),
+    )
+    pages = []
+    query: dict[str, Any] = {"job_type": "x", "queue": "rare", "limit": 2}
+    while not pages or query["cursor"]:
+        jobs, meta = await page(client, **query)
+        pages.append((len(jobs), meta["total"], meta["total_capped"]))
+        query["cursor"] = meta["next_cursor"]
+    assert pages == [(0, 0, True), (1, 0, True), (1, 0, True)]
+
+
 async def test_s9_active_jobs_are_the_callers_of_the_last_hour_unfinished_or_just_ended(
     client: httpx2.AsyncClient, connection: Connection
 ) -> None:

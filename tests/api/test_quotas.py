@@ -47,11 +47,12 @@ async def test_a_200_costs_one_and_304_401_404_and_refusals_cost_nothing(dsn: st
         sent = await client.post("/jobs", json={"queue": "q"})
         assert remaining(sent) == (202, 1)
         path = f"/jobs/{sent.json()['id']}"
+        connection.execute("select jobqueue.pause(id, 'its ETag is not to follow the clock') from jobqueue.job")
         first = await client.get(path)
         assert remaining(first) == (200, 3)
         limits = {name: first.headers[name] for name in ("X-RateLimit-Limit", "RateLimit-Policy")}
         assert limits == {"X-RateLimit-Limit": "4", "RateLimit-Policy": '"reads";q=4;w=3600'}
-        assert 3590 < int(first.headers["X-RateLimit-Reset"]) - time.time() <= 3601
+        assert 3500 < int(first.headers["X-RateLimit-Reset"]) - time.time() <= 3601
         assert first.headers["RateLimit"].startswith('"reads";r=3;t=3')
         assert remaining(await client.get(path, headers={"If-None-Match": first.headers["ETag"]})) == (304, 3)
         assert remaining(await client.get(f"/jobs/{UNKNOWN}")) == (404, 3)
@@ -62,7 +63,7 @@ async def test_a_200_costs_one_and_304_401_404_and_refusals_cost_nothing(dsn: st
         over = await client.get(path)
         assert remaining(over) == (429, 0)
         assert over.json()["error"]["code"] == "QUOTA_EXCEEDED"
-        assert 3590 < int(over.headers["Retry-After"]) <= 3600
+        assert 3500 < int(over.headers["Retry-After"]) <= 3600
         assert (await client.get(path, headers={"If-None-Match": first.headers["ETag"]})).status_code == 429
         # the other bucket is another count, and a probe has none
         assert remaining(await client.post("/jobs", json={"queue": "q"})) == (202, 0)
@@ -101,7 +102,7 @@ async def test_opening_a_stream_costs_one_of_the_streams_and_a_revoked_key_ends_
             refused = await client.get(path, headers=bearer(key))
             assert (refused.status_code, refused.json()["error"]["details"]["bucket"]) == (429, "streams")
             connection.execute("select jobqueue.revoke_api_key(%s, 'leaked')", (key.id,))
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 await first.ended.wait()
                 await second.ended.wait()
         assert (await client.get(path, headers=bearer(key))).status_code == 401
@@ -148,7 +149,7 @@ async def test_what_a_process_does_not_use_goes_back(dsn: str, connection: Conne
     caller = Principal("k", quotas={"reads": 1000})
     async with processes(dsn, 1, held=0.05) as (quotas,):
         assert await spend(quotas, caller, 1) == 1
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while value(connection, USED, ("reads",)) != 1:
             assert time.monotonic() < deadline, "the portion did not come back"
             await asyncio.sleep(0.01)

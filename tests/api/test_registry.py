@@ -14,7 +14,7 @@ import psycopg
 from jsonschema import Draft202012Validator
 
 from jobqueue.api.app import OPERATIONS
-from jobqueue.api.errors import STATUS_OF_CODE
+from jobqueue.api.errors import HINT_OF_CODE, STATUS_OF_CODE
 from jobqueue.api.openapi import build_document
 from jobqueue.api.operations import COMMON_ERRORS
 from tests.api.conftest import send, serving, start_job
@@ -34,13 +34,13 @@ def replace_stats(connection: Connection, body: str) -> None:
 
 async def cancelled_by_the_database(client: httpx2.AsyncClient, connection: Connection) -> httpx2.Response:
     """A request whose statement is cancelled, as a time-out does."""
-    replace_stats(connection, "perform pg_sleep(60);")
+    replace_stats(connection, "perform pg_sleep(600);")
     waiting = asyncio.create_task(client.get("/jobs/stats"))
     find = (
         "select pg_cancel_backend(pid) from pg_stat_activity"
         " where state = 'active' and query like '%http_stats%' and pid <> pg_backend_pid()"
     )
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not waiting.done():
             connection.execute(find.encode())
             await asyncio.sleep(0.02)
@@ -92,11 +92,12 @@ async def test_each_code_of_the_registry_is_produced_by_a_real_request(
     assert (await client.get(f"/jobs/{job_id}", headers=bearer(one_an_hour))).status_code == 200
     got["QUOTA_EXCEEDED"] = await client.get(f"/jobs/{job_id}", headers=bearer(one_an_hour))
 
-    assert got.keys() == STATUS_OF_CODE.keys()
+    assert got.keys() == STATUS_OF_CODE.keys() == HINT_OF_CODE.keys()
     named = {code for operation in OPERATIONS for code in operation.errors}
     for code, answer in got.items():
         error = answer.json()
         assert (error["error"]["code"], error["status"]) == (code, answer.status_code), answer.text
+        assert error["error"]["details"]["hint"], f"{code} says what to do"
         assert answer.status_code == STATUS_OF_CODE[code] or code in {"INVALID_ARGUMENT", "UNKNOWN_OPTION"}
         assert ("Retry-After" in answer.headers) == (answer.status_code in {429, 503, 504})
         assert not re.search(r"select |jobqueue\\.|PL/pgSQL|psycopg|Traceback", answer.text)

@@ -284,8 +284,8 @@ async def watched_worker(dsn: str) -> AsyncIterator[list[Job]]:
 async def until(condition: Callable[[], object], what: str) -> None:
     """As `wait_until`, without holding up the worker in this process."""
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.005)
     except TimeoutError:
-        pytest.fail(f"not within 30 s: {what}")
+        pytest.fail(f"not within 60 s: {what}")

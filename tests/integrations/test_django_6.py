@@ -12,14 +12,17 @@ from pathlib import Path
 
 import pytest
 
+from jobqueue.database.embedded import EmbeddedServer
+
 ROOT = Path(__file__).parents[2]
 NEWER = ("3.12", "3.13", "3.14")
 # Whatever is not written in Python alone; all else is shared with this environment, which saves half a minute.
 COMPILED = ("pydantic_core", "psycopg_binary")
-SHOW = """
-import django
+RUN = """
+import sys, django, pytest
 from jobqueue.integrations.django import interface
 print(django.VERSION[0], interface.task.__module__)
+sys.exit(pytest.main(sys.argv[1:]))
 """
 
 
@@ -49,27 +52,21 @@ def make_environment(python: str, place: Path) -> str:
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="tests/integrations/test_django.py runs on Django 6 already")
-def test_the_tests_of_djangos_tasks_pass_on_django_6(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("template")
+def test_the_tests_of_djangos_tasks_pass_on_django_6(tmp_path: Path, server: EmbeddedServer) -> None:
     python = newer_python()
     if python is None:
         pytest.skip(f"needs one of Python {', '.join(NEWER)}, on the path or under pyenv")
     made = make_environment(python, tmp_path / "environment")
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    home = str(server.status().data_dir)
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "JOBQUEUE_TEST_SERVER": home,
+    }  # fmt: skip
     environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_XDIST")}
-    options = {"env": environment, "cwd": ROOT, "capture_output": True, "text": True, "timeout": 300}
-    shown = subprocess.run([made, "-c", SHOW], check=False, **options)  # type: ignore[call-overload]
-    assert shown.stdout.split() == ["6", "django.tasks.base"], shown.stderr
-    command = [
-        made,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "pytest_asyncio.plugin",
-        "-p",
-        "no:cacheprovider",
-        "tests/integrations/test_django.py",
-    ]
-    ran = subprocess.run(command, check=False, **options)  # type: ignore[call-overload]
+    # Assertions are explained by the run of the same tests here.
+    arguments = ["-q", "--assert=plain", "-p", "pytest_asyncio.plugin", "-p", "no:cacheprovider"]
+    command = [made, "-c", RUN, *arguments, "tests/integrations/test_django.py"]
+    ran = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300, check=False)
+    assert ran.stdout.split()[:2] == ["6", "django.tasks.base"], ran.stderr
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert " passed" in ran.stdout

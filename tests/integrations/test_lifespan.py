@@ -60,7 +60,7 @@ async def check_mounted(client: httpx2.AsyncClient, jobs: App, prefix: str) -> N
 
 async def test_fastapi_serves_the_api_under_a_prefix_and_works_on_its_jobs(dsn: str) -> None:
     jobs = make_jobs(dsn)
-    api = create_app(Settings(start_timeout=10, api_create_queues=True), dsn=dsn)
+    api = create_app(Settings(start_timeout=60, api_create_queues=True), dsn=dsn)
     order: list[str] = []
 
     @asynccontextmanager
@@ -88,7 +88,7 @@ async def test_fastapi_serves_the_api_under_a_prefix_and_works_on_its_jobs(dsn: 
 
 async def test_starlette_does_too(dsn: str) -> None:
     jobs = make_jobs(dsn)
-    api = create_app(Settings(start_timeout=10, api_prefix="/v1", api_create_queues=True), dsn=dsn)
+    api = create_app(Settings(start_timeout=60, api_prefix="/v1", api_create_queues=True), dsn=dsn)
 
     async def send(request: Request) -> JSONResponse:
         return JSONResponse({"job": str((await jobs.send("greet", {"name": "Eve"})).id)})
@@ -118,7 +118,7 @@ async def test_a_server_that_gives_up_waiting_gets_the_running_job_back_into_the
             await leave.wait()
 
     task = asyncio.create_task(serve())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await entered.wait()
         sent = await jobs.send("long")
         await begun.wait()

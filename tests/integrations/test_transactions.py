@@ -220,7 +220,8 @@ async def test_a_job_that_was_lost_takes_the_work_of_the_application_back(dsn: s
                 async with job.transaction(connection=theirs):
                     await execute(theirs, Insert)
                     connection.execute("select jobqueue.cancel(%s, 'a test', force => true)", [job.id])
-            except LeaseLost:
+            except (LeaseLost, asyncio.CancelledError):
+                # A beat may have told the worker before the end of the block could.
                 seen.append(payload["kind"])
                 raise
 

@@ -39,7 +39,7 @@ class Engine:
 
     async def work(self, app: procrastinate.App, **options: Any) -> None:
         """Run jobs until none is ready."""
-        await asyncio.wait_for(app.run_worker_async(wait=False, **QUIET, **options), 30)
+        await asyncio.wait_for(app.run_worker_async(wait=False, **QUIET, **options), 60)
 
     @contextlib.asynccontextmanager
     async def worker(self, app: procrastinate.App, **options: Any) -> AsyncIterator[None]:
@@ -50,7 +50,7 @@ class Engine:
         finally:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await asyncio.wait_for(task, 30)
+                await asyncio.wait_for(task, 60)
 
 
 class StockEngine(Engine):
@@ -85,7 +85,7 @@ class NativeEngine(ConnectorEngine):
 
     async def work(self, app: procrastinate.App, **options: Any) -> None:
         worker = await adopt(app).make_worker(options.get("queues"), options.get("concurrency", 1), until_idle=True)
-        await asyncio.wait_for(worker.run(), 30)
+        await asyncio.wait_for(worker.run(), 60)
 
     @contextlib.asynccontextmanager
     async def worker(self, app: procrastinate.App, **options: Any) -> AsyncIterator[None]:
@@ -95,7 +95,7 @@ class NativeEngine(ConnectorEngine):
             yield
         finally:
             worker.drain()
-            await asyncio.wait_for(task, 30)
+            await asyncio.wait_for(task, 60)
 
 
 class Observer:
@@ -131,7 +131,7 @@ class Observer:
 
     async def until(self, jobs_of: manager.JobManager, number: int, *statuses: str) -> str:
         """Wait until a job has one of these statuses."""
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (status := (await jobs_of.get_job_status_async(self.ids[number - 1])).value) not in statuses:
                 await asyncio.sleep(0.01)
         return status

@@ -47,20 +47,20 @@ async def a_worker_that_stops_aborts_what_takes_too_long(engine: Engine, seen: O
     async def plain(context: procrastinate.JobContext) -> None:
         started.release()
         try:
-            await asyncio.sleep(60)
+            await asyncio.sleep(600)
         finally:
             seen.log.append(context.abort_reason() is AbortReason.SHUTDOWN)
 
     @app.task(name="again", retry=True)
     async def again() -> None:
         started.release()
-        await asyncio.sleep(60)
+        await asyncio.sleep(600)
 
     async with app.open_async():
         seen.deferred(await plain.defer_async(), await again.defer_async())
         async with engine.worker(app, concurrency=2, shutdown_graceful_timeout=0.05):
-            await asyncio.wait_for(started.acquire(), 20)
-            await asyncio.wait_for(started.acquire(), 20)
+            await asyncio.wait_for(started.acquire(), 60)
+            await asyncio.wait_for(started.acquire(), 60)
         return seen.log, await seen.statuses(app.job_manager)
 
 

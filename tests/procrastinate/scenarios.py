@@ -193,7 +193,7 @@ async def running_jobs_are_aborted(engine: Engine, seen: Observer) -> Any:
     async def endless(context: procrastinate.JobContext) -> None:
         started.set()
         try:
-            await asyncio.sleep(60)
+            await asyncio.sleep(600)
         finally:
             reasons.append((context.should_abort(), context.abort_reason() is AbortReason.USER_REQUEST))
 
@@ -215,7 +215,7 @@ async def running_jobs_are_aborted(engine: Engine, seen: Observer) -> Any:
         for number, task in enumerate((endless, blocking, gives_up), 1):
             started.clear()
             seen.deferred(await task.defer_async())
-            await asyncio.wait_for(started.wait(), 20)
+            await asyncio.wait_for(started.wait(), 60)
             if task is not gives_up:
                 manager, id = app.job_manager, seen.ids[-1]
                 seen.log.append(await manager.cancel_job_by_id_async(id))

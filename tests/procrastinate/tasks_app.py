@@ -39,7 +39,7 @@ def in_process(context: procrastinate.JobContext, who: str) -> dict[str, object]
 @options(executor="process", max_runtime=0.2, max_retries=0)
 def limited() -> None:
     """Takes longer than it may."""
-    time.sleep(60)
+    time.sleep(600)
 
 
 @app.task(name="add", queue="sums")

@@ -13,7 +13,7 @@ from procrastinate import exceptions
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg_pool import AsyncConnectionPool
 
-from jobqueue.procrastinate import JobqueueConnector, SyncJobqueueConnector, job_uuid
+from jobqueue.procrastinate import JobqueueConnector, SyncJobqueueConnector, backstage, job_uuid
 from tests.procrastinate.engines import QUIET, ConnectorEngine, Observer
 from tests.support.server import rows, value
 
@@ -57,7 +57,7 @@ async def test_where_the_jobs_live_can_be_said_as_procrastinates_connectors_take
         await pool.open()
     async with app.open_async(pool):
         await task.defer_async()
-        await asyncio.wait_for(app.run_worker_async(wait=False, **QUIET), 30)
+        await asyncio.wait_for(app.run_worker_async(wait=False, **QUIET), 60)
     if pool is not None:
         await pool.close()
     assert rows(connection, "select status from jobqueue.job") == [("completed",)]
@@ -89,7 +89,7 @@ async def test_the_role_of_workers_is_enough_for_an_application_and_the_producer
             await producer.job_manager.finish_job_by_id_async(id, procrastinate.jobs.Status.FAILED, delete_job=False)
     worker = acting_as("jobqueue_worker")
     async with worker.open_async():
-        await asyncio.wait_for(worker.run_worker_async(wait=False, **QUIET), 30)
+        await asyncio.wait_for(worker.run_worker_async(wait=False, **QUIET), 60)
         assert (await worker.job_manager.get_job_status_async(id)).value == "failed"
         await worker.job_manager.delete_old_jobs(nb_hours=0, include_failed=True)
     assert value(connection, "select count(*) from jobqueue.job") == 0
@@ -102,7 +102,7 @@ async def test_jobs_of_other_applications_are_none_of_a_stock_workers_business(
     app = ConnectorEngine(dsn).app()
     async with app.open_async():
         await app.configure_task("theirs").defer_async()
-        await asyncio.wait_for(app.run_worker_async(wait=False, **QUIET), 30)
+        await asyncio.wait_for(app.run_worker_async(wait=False, **QUIET), 60)
         listed = [job.task_name for job in await app.job_manager.list_jobs_async()]
     found = dict(rows(connection, "select job_type, status from jobqueue.job"))
     assert found == {"ours": "pending", "theirs": "failed"}, "as procrastinate does with a task that it does not know"
@@ -154,8 +154,9 @@ async def test_a_missing_schema_is_named_and_can_be_applied_from_procrastinate(e
 
 
 async def test_what_was_claimed_ahead_and_has_waited_goes_back_and_can_be_aborted_before_it_starts(
-    dsn: str, connection: Connection
+    dsn: str, connection: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(backstage, "WAITED_TOO_LONG", 3600.0)
     app = ConnectorEngine(dsn).app()
     manager = app.job_manager
     waiting = "select count(*) from jobqueue.job where status = 'pending'"
@@ -164,18 +165,18 @@ async def test_what_was_claimed_ahead_and_has_waited_goes_back_and_can_be_aborte
         worker = await manager.register_worker()
         connector: Any = app.connector
         behind = connector._backstages[job_uuid(worker)]
-        now = asyncio.get_running_loop().time()
-        behind._finished.append((now, 100))  # as if it had just finished a hundred jobs
+        # As if it had just finished a hundred jobs, however long the next lines take.
+        behind._finished.append((asyncio.get_running_loop().time() + 3600, 100))
         assert await manager.fetch_job(queues=None, worker_id=worker) is not None
         assert value(connection, waiting) == 0, "all were claimed"
         assert await manager.cancel_job_by_id_async(ids[10], abort=True)
         behind._lease.beat_now()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while (await manager.get_job_status_async(ids[10])).value != "aborted":
                 await asyncio.sleep(0.01)
         for held in behind._ready:
-            held.arrived -= 60
-        async with asyncio.timeout(20):
+            held.arrived -= 7200
+        async with asyncio.timeout(60):
             while value(connection, waiting) < 18:
                 await asyncio.sleep(0.01)
         assert value(connection, "select sum(retry_count) from jobqueue.job") == 0
@@ -200,7 +201,7 @@ async def test_a_worker_that_is_asked_to_drain_or_cannot_beat_starts_nothing_mor
         behind._fence(False)
         value(connection, "select jobqueue.drain_worker(%s, 'deploy')", [job_uuid(worker)])
         behind._lease.beat_now()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not behind._draining:
                 await asyncio.sleep(0.01)
         assert await manager.fetch_job(queues=None, worker_id=worker) is None

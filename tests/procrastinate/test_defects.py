@@ -50,7 +50,7 @@ def backstage(app: procrastinate.App) -> Any:
 
 async def run(app: procrastinate.App, **more: Any) -> None:
     """The stock worker, until nothing is ready."""
-    await asyncio.wait_for(app.run_worker_async(wait=False, **QUIET, **more), 30)
+    await asyncio.wait_for(app.run_worker_async(wait=False, **QUIET, **more), 60)
 
 
 async def test_jobs_are_claimed_and_settled_many_at_a_time_and_not_by_one_commit_each(
@@ -82,8 +82,10 @@ async def test_jobs_are_claimed_and_settled_many_at_a_time_and_not_by_one_commit
     transactions = value(connection, "select count(distinct completed_at) from jobqueue.job")
     assert transactions < 1201, "results that came during a write went with the next one"
     assert len(list(connection.notifies(timeout=0))) < 20, "its own engine notifies twice per job, for all to hear"
-    versions = value(connection, "select max(version) from jobqueue.job")
-    assert versions == 3, "a job is written when it is sent, claimed and completed, and no more"
+    # A beat adds an estimate to the job that it finds running, and what was claimed ahead and waits too long goes back: on a
+    # slow machine that happens to some.
+    undisturbed = "select array_agg(distinct version) from jobqueue.job where attempt = 1 and heartbeat_at is null"
+    assert value(connection, undisturbed) == [3], "a job is written when it is sent, claimed and completed, and no more"
 
 
 async def test_a_worker_that_lost_its_job_cannot_finish_the_attempt_of_another(
@@ -146,7 +148,7 @@ async def test_a_worker_whose_event_loop_is_busy_keeps_its_jobs(app: procrastina
     assert await manager.fetch_job(queues=None, worker_id=worker) is not None
     connection.execute("update jobqueue.worker set heartbeat_at = now() - interval '1 min'")
     backstage(app)._lease.beat_now()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while value(connection, "select bool_or(heartbeat_at < now() - interval '30 s') from jobqueue.worker"):
         assert time.monotonic() < deadline
         time.sleep(0.01)  # the event loop is blocked all the while
@@ -188,7 +190,7 @@ async def test_a_notification_that_comes_during_an_empty_fetch_is_delivered_afte
     bell.fetching()
     await bell.fetched(False)
     event.clear()
-    await asyncio.wait_for(heard.wait(), 20)
+    await asyncio.wait_for(heard.wait(), 60)
     heard.clear()
     bell.fetching()
     bell.wake.ring()
@@ -197,7 +199,7 @@ async def test_a_notification_that_comes_during_an_empty_fetch_is_delivered_afte
     assert not heard.is_set(), "it would be forgotten"
     await bell.fetched(False)
     event.clear()  # as the worker does, in the same step
-    await asyncio.wait_for(heard.wait(), 20)
+    await asyncio.wait_for(heard.wait(), 60)
     assert event.is_set()
     watching.cancel()
     await bell.wake.stop()
@@ -221,7 +223,7 @@ async def test_a_worker_outlives_the_loss_of_its_database(dsn: str, connection: 
     async with made.open_async():
         await task.batch_defer_async(*({"n": n} for n in range(40)))
         async with engine.worker(made, fetch_job_polling_interval=0.2):
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(120):
                 while value(connection, "select count(*) from jobqueue.job where status <> 'completed'"):
                     await asyncio.sleep(0.02)
     assert sorted(ran) == list(range(40)), "each job ran once"
@@ -280,14 +282,14 @@ async def test_a_blocking_task_is_stopped_in_a_process_and_by_its_time_limit(dsn
         await until(lambda: status(connection, id) == "cancelled")
         await until(lambda: status(connection, limited) == "failed")
         worker.drain()
-        await asyncio.wait_for(running, 30)
+        await asyncio.wait_for(running, 60)
     row = connection.execute("select error_code, error_class from jobqueue.job where id = %s", [job_uuid(limited)])
     assert row.fetchone() == ("TIMEOUT", "transient")
 
 
 async def until(condition: Any) -> None:
-    """Wait for a condition, at most 30 s."""
-    async with asyncio.timeout(30):
+    """Wait for a condition, at most 60 s."""
+    async with asyncio.timeout(60):
         while not condition():
             await asyncio.sleep(0.02)
 
@@ -324,7 +326,7 @@ async def test_results_tracebacks_and_progress_are_kept(
     for task in (counts, in_thread, breaks):
         await task.defer_async()
     if native:
-        await asyncio.wait_for(adopt(app).run_worker(until_idle=True), 30)
+        await asyncio.wait_for(adopt(app).run_worker(until_idle=True), 60)
     else:
         await run(app, worker_middleware=[keep_results])
     rows = await arows(
@@ -381,7 +383,7 @@ async def test_a_wait_beyond_what_a_date_can_hold_is_a_month_and_not_for_ever(
     await task.defer_async()
     connection.execute("update jobqueue.job set retry_count = 40, max_retries = 43")
     if native:
-        await asyncio.wait_for(adopt(app).run_worker(until_idle=True), 30)
+        await asyncio.wait_for(adopt(app).run_worker(until_idle=True), 60)
     else:
         await run(app)
     row = connection.execute("select status, retry_count, run_at - now() from jobqueue.job").fetchone()
@@ -403,7 +405,7 @@ async def test_the_schema_has_a_ledger_and_periodic_tasks_have_time_zones(
     async def morning(timestamp: int) -> None:
         pass
 
-    await asyncio.wait_for(adopt(app).run_worker(until_idle=True), 30)
+    await asyncio.wait_for(adopt(app).run_worker(until_idle=True), 60)
     row = connection.execute("select time_zone, next_at at time zone 'Europe/Berlin' from jobqueue.schedule").fetchone()
     assert row is not None
     assert row[0] == "Europe/Berlin"

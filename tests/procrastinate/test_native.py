@@ -54,9 +54,9 @@ async def test_a_task_runs_in_a_process_with_its_context_and_retries(dsn: str, c
     theirs = tasks_app.make(dsn)
     native = adopt(theirs)
     async with theirs.open_async():
-        await asyncio.wait_for(native.run_worker(until_idle=True), 30)  # registers the task's label
+        await asyncio.wait_for(native.run_worker(until_idle=True), 60)  # registers the task's label
         await tasks_app.in_process.defer_async(who="Ann")
-        await asyncio.wait_for(native.run_worker(until_idle=True), 30)
+        await asyncio.wait_for(native.run_worker(until_idle=True), 60)
     ((name, retries, result),) = rows(connection, "select display_name, retry_count, result from jobqueue.job")
     assert (name, retries) == ("Process of Ann", 1)
     assert (result["who"], result["task"]) == ("Ann", "in_process")
@@ -80,16 +80,17 @@ async def test_periodic_tasks_become_schedules_that_send_each_tick_once(dsn: str
 
     native = adopt(app)
     async with app.open_async():
-        await asyncio.wait_for(native.run_worker(until_idle=True), 30)
+        await asyncio.wait_for(native.run_worker(until_idle=True), 60)
         names = rows(connection, "select name, queue, state from jobqueue.schedules order by name")
         assert names == [
             ("procrastinate:one_waits", "procrastinate.tick", "active"),
             ("procrastinate:tick:each", "ticks", "active"),
         ]
-        connection.execute("update jobqueue.schedule set next_at = date_trunc('minute', now())")
+        # A minute may have begun meanwhile: then its tick has been sent.
+        connection.execute("update jobqueue.schedule set next_at = date_trunc('minute', now()) where last_at is null")
         value(connection, "select count(*) from jobqueue.maintain(null, array['schedules'])")
-        await asyncio.wait_for(native.run_worker(until_idle=True), 30)
-        await asyncio.wait_for(native.run_worker(until_idle=True), 30)
+        await asyncio.wait_for(native.run_worker(until_idle=True), 60)
+        await asyncio.wait_for(native.run_worker(until_idle=True), 60)
         assert {name for name, _ in ran} == {"one", "x"}
         assert len(set(ran)) == len(ran), "each tick ran once"
         assert all(tick % 60 == 0 for _, tick in ran)
@@ -122,18 +123,18 @@ async def test_a_running_task_can_be_paused_and_goes_on_where_it_was(dsn: str, c
         id = await pages.defer_async()
         worker = await adopt(app).make_worker()
         running = asyncio.create_task(worker.run())
-        await asyncio.wait_for(halfway.wait(), 20)
+        await asyncio.wait_for(halfway.wait(), 60)
         value(connection, "select jobqueue.pause(%s, 'lunch')", [job_uuid(id)])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while value(connection, "select status from jobqueue.job") != "paused":
                 await asyncio.sleep(0.01)
         assert (await app.job_manager.get_job_status_async(id)) is Status.TODO
         value(connection, "select jobqueue.resume(%s, 'back')", [job_uuid(id)])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while value(connection, "select status from jobqueue.job") != "completed":
                 await asyncio.sleep(0.01)
         worker.drain()
-        await asyncio.wait_for(running, 20)
+        await asyncio.wait_for(running, 60)
     assert sorted(set(seen)) == [0, 1, 2, 3]
     assert len(seen) <= 5, "what was done is not done again"
 

@@ -401,7 +401,10 @@ class Client:
             "select * from jobqueue.maintain(null, '{rescue,expire,batches,admission,schedules}')"
         ):
             assert row["step"]
-        assert self.engine.values("select state ->> 'error' from jobqueue.maintenance where state ? 'error'") == []
+        # a step gives up when another client changes a queue at this moment, and is tried again
+        errors = "select state ->> 'error' from jobqueue.maintenance where state ->> 'error' not like '%%lock timeout'"
+        found = self.engine.values(errors)
+        assert found == [], found
 
 
 OPERATIONS: dict[str, float] = {

@@ -52,6 +52,8 @@ def drain(engine: Engine) -> None:
         engine.run("update jobqueue.job set wait_until = now() - interval '1 ms' where wait_until is not null")
         engine.run("update jobqueue.admission_note set due = now() where due is not null")
         engine.rows("select * from jobqueue.promote(10000)")
+        # nobody claims what has expired meanwhile, and it keeps its slots until it is found
+        engine.call("expire", 10000)
         progress = sum(claim_and_complete(engine, queue) for queue in QUEUES)
         if engine.value(UNENDED) == 0:
             break

@@ -121,7 +121,7 @@ def test_cancel_and_pause_of_a_running_job_are_requests(engine: Engine, action: 
     row = engine.view(claim.id)
     assert (row["status"], row["requested_action"], row["status_reason"]) == ("processing", action, "because")
     assert len(engine.audit(claim.id)) == 1
-    (order,) = listener.connection.notifies(timeout=5, stop_after=1)
+    (order,) = listener.connection.notifies(timeout=60, stop_after=1)
     assert order.payload == f'[["{claim.id}", {row["version"]}]]'
     assert engine.call("acknowledge", claim.id, claim.token) == {"cancel": "cancelled", "pause": "paused"}[action]
     assert engine.view(claim.id)["status_reason"] == "because"

@@ -7,6 +7,7 @@ from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
+from psycopg.types.json import Jsonb
 
 from tests.sql.engine import WORKER, Engine
 
@@ -190,6 +191,23 @@ def test_the_bound_of_suspects_counts_over_all_queues(engine: Engine) -> None:
     assert {row["id"] for row in rows if not row["suspect"]} == set(fresh)
 
 
+def test_a_job_that_has_lost_a_worker_does_not_wait_behind_the_lines_of_several_queues(engine: Engine) -> None:
+    for _ in range(2):
+        engine.send("b")
+    claims = engine.claim(2, "b")
+    for queue in ("a", "b"):
+        for _ in range(5):
+            engine.send(queue)
+    for claim in claims:
+        engine.lose_worker(claim.id)
+    rows = engine.rows(
+        "select * from jobqueue.claim_ranges(%s, '{a,b}', array_fill(-2147483648, array[2]), '{0,0}', "
+        "array_fill(2147483647, array[2]), 4, 4, 1, null)",
+        WORKER,
+    )
+    assert [row["suspect"] for row in rows] == [True, False, False, False]
+
+
 def test_the_sweep_takes_what_lies_below_a_floor_and_nothing_else(engine: Engine) -> None:
     jobs = [engine.send() for _ in range(6)]
     seqs = [engine.job(job)["ready_seq"] for job in jobs]
@@ -225,3 +243,36 @@ def test_a_worker_of_all_queues_asks_for_their_names(engine: Engine) -> None:
     for queue in ("b", "a"):
         engine.send(queue)
     assert engine.values("select name from jobqueue.queue_names()") == ["a", "b"]
+
+
+def test_a_job_that_has_expired_is_not_claimed_any_more(engine: Engine) -> None:
+    """Nobody may have looked for expired jobs for long: all workers were down."""
+    jobs = [engine.send(queue, expires_in=60) for queue in ("q", "r") for _ in range(2)]
+    fresh = [engine.send(queue) for queue in ("q", "r")]
+    engine.run("update jobqueue.job set expires_at = now() where id = any (%s)", jobs)
+    assert [claim.id for claim in engine.claim(1, ["q", "r"])] == fresh[:1]
+    assert [claim.id for claim in engine.claim(9, "r")] == fresh[1:]
+    explained = engine.rows("select * from jobqueue.explain(%s)", jobs[0])[-1]
+    assert (explained["reason"], "no worker takes it any more" in explained["detail"]) == ("expires", True)
+    assert engine.call("expire", 10) == 4
+
+
+def test_an_expired_job_takes_nobodys_turn(engine: Engine) -> None:
+    engine.call("create_queue", "q", Jsonb({"fair_by": "group"}))
+    late = engine.send(expires_in=60)
+    with engine.undone():
+        assert len(engine.claim()) == 1
+    assert engine.value("select jobqueue.admit(q, 1, true) from jobqueue.queue q"), "it has its turn"
+    engine.run("update jobqueue.job set expires_at = now() where id = %s", late)
+    fresh = engine.send()
+    assert [claim.id for claim in engine.claim()] == [fresh]
+
+
+def test_an_expired_job_gives_its_slot_back_when_it_is_found(engine: Engine) -> None:
+    engine.call("create_queue", "q", Jsonb({"concurrency": 1}))
+    late, fresh = engine.send(expires_in=60), engine.send()
+    engine.value("select jobqueue.admit(q, 1, true) from jobqueue.queue q")
+    engine.run("update jobqueue.job set expires_at = now() where id = %s", late)
+    assert engine.claim() == []
+    assert engine.call("expire", 10) == 1
+    assert [claim.id for claim in engine.claim()] == [fresh]

@@ -370,6 +370,7 @@ def play(engine: Engine, run: Simulated, look: Callable[[float, float | None], N
             engine.call(verb, claim.id, claim.token, *arguments)
 
 
+@pytest.mark.slow
 def test_at_half_time_the_median_error_over_a_mix_of_jobs_is_under_a_quarter(engine: Engine) -> None:
     chance = random.Random(20260712)
     engine.run("set synchronous_commit = off")

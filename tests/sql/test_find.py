@@ -124,6 +124,21 @@ def test_upsert_sends_and_then_changes(engine: Engine) -> None:
     assert upsert(engine, {"n": 4}, singleton_key="k")["created"]
 
 
+def test_upsert_changes_no_job_of_another_tenant(engine: Engine) -> None:
+    job = engine.send(payload={"n": 1}, tenant="theirs")
+    for options in ({"id": str(job)}, {"id": str(job), "tenant": "ours"}):
+        assert engine.refused(upsert, engine, {"n": 2}, **options).sqlstate == "JQ409"
+    assert engine.job(job)["payload"] == {"n": 1}
+    assert upsert(engine, {"n": 2}, id=str(job), tenant="theirs")["updated"]
+
+
+def test_upsert_finds_the_job_of_the_tenant_that_its_job_type_names(engine: Engine) -> None:
+    engine.call("register_job_types", Jsonb([{"name": "t", "options": {"tenant": "theirs"}}]))
+    first = upsert(engine, {"n": 1}, job_type="t", singleton_key="k")
+    assert engine.job(first["id"])["tenant"] == "theirs"
+    assert upsert(engine, {"n": 2}, job_type="t", singleton_key="k")["updated"]
+
+
 def test_upsert_by_id(engine: Engine) -> None:
     job = str(new_token())
     assert upsert(engine, {"n": 1}, id=job)["created"]

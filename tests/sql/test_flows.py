@@ -257,7 +257,7 @@ def test_a_parent_is_not_deleted_while_its_child_is_being_taken_up_again(engine:
         waiting = "select exists (select from pg_locks where not granted and pid = %s)"
         wait_until(lambda: engine.value(waiting, deleter.connection.info.backend_pid), what="the deletion waits")
         person.commit()
-        assert (deleting.result(20).sqlstate, engine.status(ids["a"])) == ("JQ409", "failed")
+        assert (deleting.result(60).sqlstate, engine.status(ids["a"])) == ("JQ409", "failed")
     assert engine.row("select status, unfinished_parents from jobqueue.job where id = %s", ids["b"]) == {
         "status": "blocked",
         "unfinished_parents": 1,
@@ -306,18 +306,21 @@ def test_a_child_that_comes_while_its_parent_completes_is_released(engine: Engin
         waiting = "select exists (select from pg_locks where not granted and pid = %s)"
         wait_until(lambda: engine.value(waiting, ender.connection.info.backend_pid), what="the completion waits")
         sender.commit()
-        assert ending.result(20) == "ok"
+        assert ending.result(60) == "ok"
     assert engine.status(child) == "pending"
 
 
+@pytest.mark.slow
 def test_ten_thousand_children_of_one_parent_are_sent_and_released_as_a_set(engine: Engine) -> None:
     children = [{"ref": f"c{n}", "queue": "c", "depends_on": ["root"]} for n in range(10_000)]
     ids = send_flow(engine, {"ref": "root"}, *children)
     assert len(ids) == 10_001
-    started = engine.value("select clock_timestamp()")
-    complete(engine, ids["root"])
-    # within the shortest lease there is, so that nobody is taken for lost
-    assert (engine.value("select clock_timestamp()") - started).total_seconds() < 10
+    (claim,) = engine.claim(1)
+    call = "explain (analyze, buffers, format json) select jobqueue.complete(%s, %s)"
+    (plan,) = engine.value(call, claim.id, claim.token)
+    # Two seconds, and not longer than the shortest lease: no child is looked for among the others.
+    assert plan["Plan"]["Shared Hit Blocks"] + plan["Plan"]["Shared Read Blocks"] < 30 * len(children)
+    assert engine.status(ids["root"]) == "completed"
     assert engine.value("select count(*) from jobqueue.job where queue = 'c' and ready_seq is not null") == 10_000
     # in the order in which they were given
     (first,) = engine.claim(1, "c")

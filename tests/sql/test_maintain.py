@@ -129,6 +129,15 @@ def test_housekeeping_forgets_old_listeners_workers_and_keys(engine: Engine) -> 
     assert [engine.count(t) for t in ("watch", "worker", "idempotency_key")] == [1, 0, 1]
 
 
+def test_housekeeping_forgets_keys_that_were_used_a_few_times_and_none_that_has_a_new_name(engine: Engine) -> None:
+    insert = "insert into jobqueue.key_generation values ('q', %s, %s, now() - interval '61 min')"
+    engine.run(insert, "once", 0)
+    engine.run(insert, "often", 1)
+    engine.run("insert into jobqueue.key_generation (queue, key) values ('q', 'just now')")
+    maintain(engine, "housekeeping")
+    assert sorted(engine.values("select key from jobqueue.key_generation")) == ["just now", "often"]
+
+
 def test_a_step_runs_when_it_is_due_and_not_before(engine: Engine) -> None:
     steps = set(engine.values("select step from jobqueue.maintenance"))
     assert steps >= {"admission", "expire", "housekeeping", "rescue", "retention", "schedules"}
@@ -153,7 +162,10 @@ def test_a_call_that_takes_long_leaves_the_rest_to_the_next_and_gives_back_what_
         "as 'begin perform pg_sleep(0.15); return null; end'"
     )
     engine.run("create trigger slow before delete on jobqueue.watch execute function public.slow()")
-    assert engine.values("select step from jobqueue.maintain()") == ["expire", "housekeeping"]
+    done: list[str] = []
+    while "housekeeping" not in done:  # on a slow machine the first step may take long as well
+        done += engine.values("select step from jobqueue.maintain()")
+    assert done == ["expire", "housekeeping"]
     assert engine.call("maintenance_is_due")
     assert engine.values("select step from jobqueue.maintain()") == ["rescue"]
     assert not engine.call("maintenance_is_due")
@@ -163,7 +175,7 @@ def test_maintenance_never_waits_for_another_worker(engine: Engine) -> None:
     rival = engine.another()
     with rival.undone():
         rival.run("select * from jobqueue.maintain()")
-        engine.run("set statement_timeout = '5 s'")
+        engine.run("set statement_timeout = '60 s'")
         assert maintain(engine, "rescue", "expire") == {}
 
 
@@ -173,6 +185,6 @@ def test_rescue_passes_over_a_job_that_is_being_settled(engine: Engine) -> None:
     rival = engine.another()
     with rival.undone():
         rival.call("complete", claim.id, claim.token)
-        engine.run("set statement_timeout = '5 s'")
+        engine.run("set statement_timeout = '60 s'")
         assert maintain(engine, "rescue") == {"rescue": 0}
     assert engine.count("claim_batch") == 1

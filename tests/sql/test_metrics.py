@@ -269,6 +269,8 @@ def test_how_queues_workers_and_the_database_stand(engine: Engine) -> None:
     )
     engine.run("update jobqueue.worker set running = 3 where id = %s", UUID(int=7))
     engine.run("update jobqueue.worker set heartbeat_at = now() - interval '1 min' where id = %s", WORKER)
+    # of one that is lost nothing is known any more
+    engine.run("update jobqueue.worker set stuck = '{\"slots\": 1}'")
     found = metrics(engine)
 
     def of(name: str, **labels: str) -> float:
@@ -287,7 +289,7 @@ def test_how_queues_workers_and_the_database_stand(engine: Engine) -> None:
     assert (of("queue_paused", queue="other"), of("queue_paused", queue="q")) == (1, 0)
     assert (of("queue_workers", queue="q"), of("queue_workers", queue="other")) == (1, 0)
     assert [of("workers", state=state) for state in ("working", "draining", "lost")] == [1, 0, 1]
-    assert (of("worker_slots"), of("worker_slots_busy")) == (5, 3)
+    assert (of("worker_slots"), of("worker_slots_busy"), of("worker_slots_stuck")) == (5, 3, 1)
     assert of("table_bytes", table="job") >= engine.value("select pg_table_size('jobqueue.job')")
     assert of("job_table_bound_bytes") == 100 * 1024 * 1024
     assert 0 <= of("notify_queue_usage_ratio") < 1

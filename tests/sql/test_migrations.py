@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from jobqueue.database import migrations, steps
+from jobqueue.database import ledger, migrations, steps
 from jobqueue.database.binaries import find_binaries, server_account
 from jobqueue.database.embedded import EmbeddedServer
 from jobqueue.database.migrations import check_schema, check_schema_async, migrate_down, migrate_up, sql_text, status
@@ -222,7 +222,7 @@ def test_a_step_that_gets_no_lock_gives_up_without_a_trace(
     migrate_up(empty_dsn, target=1, source=source)
     with psycopg.connect(empty_dsn) as reader:
         reader.execute("select * from jobqueue.thing")
-        with pytest.raises(MigrationBusy, match="0002_colour did not get its locks in 10 tries"):
+        with pytest.raises(MigrationBusy, match="0002_colour did not get its locks in 20 tries"):
             migrate_up(empty_dsn, source=source)
     assert len(migrate_up(empty_dsn, source=source)) == 3
 
@@ -399,6 +399,30 @@ def run_text(dsn: str, text: str) -> None:
 def test_statements_are_split_outside_of_quotes_and_comments_only() -> None:
     script = "select ';' /* ; */; -- ;\nselect $a$ ; $a$, \"x;\", E'\\';'; do $$ begin; end $$;\n-- the end;"
     assert [statement.split()[0] for statement in split_statements(script)] == ["select", "--", "do"]
+
+
+def test_what_has_not_changed_is_applied_again_without_a_lock_that_programs_would_wait_for(
+    server: EmbeddedServer, template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[Any] = []
+    record_files = ledger.record_files
+
+    def look(connection: psycopg.Connection[Any], *arguments: Any) -> None:
+        record_files(connection, *arguments)
+        # the schema's notes of itself are read by migrators alone; what programs read and write is locked at most like this
+        taken.extend(
+            connection.execute(
+                "select relation::regclass::text, mode from pg_locks where pid = pg_backend_pid() and locktype = 'relation'"
+                " and relation >= 16384 and mode not in ('AccessShareLock', 'RowShareLock', 'RowExclusiveLock',"
+                " 'ShareUpdateExclusiveLock')"
+            )
+        )
+
+    monkeypatch.setattr(ledger, "record_files", look)
+    with temporary_database(server.dsn, template) as dsn:
+        query(dsn, "update jobqueue.schema_object set checksum = 'old' where name = 'functions/send.sql'")
+        assert migrate_up(dsn)[0].startswith("applied functions")
+    assert taken == []
 
 
 def test_the_real_schema_survives_down_and_up(server: EmbeddedServer, template: str) -> None:

@@ -279,7 +279,7 @@ def test_every_way_of_becoming_ready_wakes_idle_workers(engine: Engine) -> None:
     def woken() -> list[str]:
         engine.run("select pg_notify('jobqueue_ready', 'end')")
         heard = []
-        for note in sleeper.connection.notifies(timeout=10):
+        for note in sleeper.connection.notifies(timeout=60):
             if note.payload == "end":
                 break
             heard.append(note.payload)

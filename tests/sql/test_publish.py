@@ -88,7 +88,7 @@ def test_idle_workers_of_the_queues_are_woken(engine: Engine) -> None:
         engine.value("select number from jobqueue.queue where name = 'mail'"),
     )
     publish(engine)
-    (note,) = sleeper.connection.notifies(timeout=10, stop_after=1)
+    (note,) = sleeper.connection.notifies(timeout=60, stop_after=1)
     assert note.payload == "mail"
 
 

@@ -174,6 +174,23 @@ def test_a_sender_under_way_cannot_slip_past_a_change_of_policy_or_a_deletion(en
     assert "not ended" in engine.refused(engine.call, "delete_queue", "q").message
 
 
+@pytest.mark.parametrize(("before", "after"), [(0, 3600), (3600, 0)])
+def test_a_job_that_is_sent_while_its_queue_is_changed_is_kept_as_the_queue_says_by_then(
+    engine: Engine, before: int, after: int
+) -> None:
+    """The sender has read the queue before, and is not seen by the change."""
+    engine.call("create_queue", "q", {"keep_completed": before, "keep_ended": before})
+    sender = engine.another()
+    with sender.connection.transaction():
+        done, cancelled, own = sender.send(), sender.send(), sender.send(keep_completed=before)
+        engine.call("update_queue", "q", {"keep_completed": after, "keep_ended": after})
+    engine.call("cancel", cancelled, "not needed")
+    for claim in engine.claim(2):
+        engine.call("complete", claim.id, claim.token)
+    engine.run("select jobqueue.remove_old('00000000-0000-0000-0000-000000000000', 1000)")
+    assert set(engine.values("select id from jobqueue.job")) == ({done, cancelled} if after else {own})
+
+
 def test_what_is_not_there_cannot_be_changed(engine: Engine) -> None:
     calls: list[tuple[Any, ...]] = [("update_queue", "q", {"max_retries": 1}), ("delete_queue", "q")]
     calls += [("pause_queue", "q", "r"), ("resume_queue", "q", "r"), ("purge_queue", "q", "r")]
@@ -235,7 +252,7 @@ def test_what_runs_goes_on_through_a_pause_and_a_resume_wakes_idle_workers(engin
     number = engine.value("select number from jobqueue.queue where name = 'q'")
     sleeper.run("select pg_advisory_lock_shared(27249, %s)", number)
     engine.call(f"resume_{what}", PAUSES[what], "r")
-    (note,) = sleeper.connection.notifies(timeout=10, stop_after=1)
+    (note,) = sleeper.connection.notifies(timeout=60, stop_after=1)
     assert note.payload == "q"
 
 

@@ -54,7 +54,16 @@ def test_an_unknown_queue_is_created_unless_a_setting_forbids_it(engine: Engine)
     engine.send("new")
     engine.run("insert into jobqueue.setting values ('create_queues', 'false')")
     refusal = engine.refused(lambda: engine.send("other"))
-    assert (refusal.sqlstate, refusal.code) == ("JQ404", "QUEUE_NOT_FOUND")
+    assert (refusal.sqlstate, refusal.code, refusal.detail) == (
+        "JQ404",
+        "QUEUE_NOT_FOUND",
+        {"code": "QUEUE_NOT_FOUND", "queue": "other"},
+    )
+    nearly = engine.refused(lambda: engine.send("nwe"))
+    assert (nearly.detail["nearest"], nearly.hint) == (
+        "new",
+        'Did you mean "new"? Create it with jobqueue.create_queue.',
+    )
     engine.send("new")
     assert engine.values("select name from jobqueue.queue") == ["new"]
 
@@ -201,10 +210,10 @@ def test_a_sender_notifies_only_if_somebody_waits(engine: Engine) -> None:
     listener.run("listen jobqueue_ready")
     engine.run("select jobqueue.send('q')")
     listener.run("notify jobqueue_ready, 'end'")
-    assert [n.payload for n in listener.connection.notifies(timeout=5, stop_after=1)] == ["end"]
+    assert [n.payload for n in listener.connection.notifies(timeout=60, stop_after=1)] == ["end"]
     idle.value("select pg_advisory_lock_shared(27249, number)::text from jobqueue.queue where name = 'q'")
     engine.run("select jobqueue.send('q')")
-    assert [n.payload for n in listener.connection.notifies(timeout=5, stop_after=1)] == ["q"]
+    assert [n.payload for n in listener.connection.notifies(timeout=60, stop_after=1)] == ["q"]
 
 
 def test_a_client_without_a_session_waits_with_watch(engine: Engine) -> None:
@@ -213,7 +222,7 @@ def test_a_client_without_a_session_waits_with_watch(engine: Engine) -> None:
     listener.run("listen jobqueue_ready")
     engine.call("watch", "queue:q")
     engine.send()
-    assert [n.payload for n in listener.connection.notifies(timeout=5, stop_after=1)] == ["q"]
+    assert [n.payload for n in listener.connection.notifies(timeout=60, stop_after=1)] == ["q"]
 
 
 def test_a_send_in_a_longer_transaction_always_notifies(engine: Engine) -> None:
@@ -223,7 +232,7 @@ def test_a_send_in_a_longer_transaction_always_notifies(engine: Engine) -> None:
     with engine.connection.transaction():
         engine.value("select pg_sleep(0.01)::text")
         engine.send()
-    assert [n.payload for n in listener.connection.notifies(timeout=5, stop_after=1)] == ["q"]
+    assert [n.payload for n in listener.connection.notifies(timeout=60, stop_after=1)] == ["q"]
 
 
 def test_changes_are_published_with_id_and_version_when_somebody_watches(engine: Engine) -> None:
@@ -234,7 +243,7 @@ def test_changes_are_published_with_id_and_version_when_somebody_watches(engine:
     engine.call("watch", f"job:{watched.id}")
     engine.call("progress", other.id, other.token, 2)
     engine.call("progress", watched.id, watched.token, 3)
-    (notice,) = listener.connection.notifies(timeout=5, stop_after=1)
+    (notice,) = listener.connection.notifies(timeout=60, stop_after=1)
     assert notice.payload == f'[["{watched.id}", {engine.job(watched.id)["version"]}]]'
 
 
@@ -244,11 +253,11 @@ def test_a_tenant_is_watched_and_so_is_everything(engine: Engine) -> None:
     engine.call("watch", "tenant:a", timedelta(seconds=30))
     for tenant in ("b", "a"):
         claim = engine.claimed(tenant=tenant)
-    (notice,) = listener.connection.notifies(timeout=5, stop_after=1)
+    (notice,) = listener.connection.notifies(timeout=60, stop_after=1)
     assert str(claim.id) in notice.payload
     engine.call("watch", "all")
     claim = engine.claimed(tenant="b")
-    (notice,) = listener.connection.notifies(timeout=5, stop_after=1)
+    (notice,) = listener.connection.notifies(timeout=60, stop_after=1)
     assert str(claim.id) in notice.payload
 
 

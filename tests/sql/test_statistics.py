@@ -276,7 +276,7 @@ def test_slow_jobs_handlers_and_statements_are_warned_of(engine: Engine) -> None
     other = engine.another()
     other.run("set application_name = 'jobqueue results'")
     with ThreadPoolExecutor(1) as pool:
-        hanging = pool.submit(other.run, "select pg_sleep(60)")
+        hanging = pool.submit(other.run, "select pg_sleep(600)")
         try:
             wait_until(lambda: "jobqueue results" in warned(engine).get("slow statements", ""), what="a warning")
         finally:

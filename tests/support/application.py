@@ -25,17 +25,17 @@ async def working(app: App) -> AsyncIterator[None]:
         yield
     finally:
         worker.release_now()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await task
 
 
 async def work(app: App) -> None:
     """A worker that stops when nothing is left to do."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await app.run_worker(until_idle=True, concurrency=1)
 
 
-async def seen(app: App, job: UUID | None, wanted: Callable[[JobRecord], bool], seconds: float = 20.0) -> JobRecord:
+async def seen(app: App, job: UUID | None, wanted: Callable[[JobRecord], bool], seconds: float = 60.0) -> JobRecord:
     """Poll a job until it is as wanted."""
     assert job is not None
     deadline = time.monotonic() + seconds

@@ -41,8 +41,11 @@ class DirectChannel:
         self._connection = connection
         self._loop = asyncio.get_running_loop()
         self._reports: list[tuple[Job, int | None, str | None, dict[str, Any] | None]] = []
+        self.messages: list[str | None] = []
+        """Of all reports so far."""
 
     def report(self, job: Job, pct: int | None, message: str | None, data: dict[str, Any] | None) -> None:
+        self.messages.append(message)
         self._reports.append((job, pct, message, data))
 
     async def call(self, job: Job, function: str, **arguments: Any) -> Any:
@@ -63,7 +66,7 @@ class DirectChannel:
         return await fetch(self._connection, query, parameters)
 
     def blocking(self, awaitable: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(awaitable, self._loop).result(timeout=20)
+        return asyncio.run_coroutine_threadsafe(awaitable, self._loop).result(timeout=60)
 
     async def flush(self) -> None:
         """Send what was reported."""

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from jobqueue.cli import main
 
 REPOSITORY = Path(__file__).parents[2]
-TIMEOUT = 60.0
+TIMEOUT = 120.0
 
 
 def command_line(*arguments: object) -> list[str]:

@@ -65,13 +65,25 @@ class ServerProcess:
         """Let it end regularly."""
         assert self.process.stdin is not None
         self.process.stdin.close()
-        self.process.wait(timeout=30)
+        self.process.wait(timeout=60)
         self._close_pipes()
 
     def _close_pipes(self) -> None:
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None and not pipe.closed:
                 pipe.close()
+
+
+def programs_with_slow_initdb(folder: Path, bin_dir: Path, gate: Path) -> Path:
+    """The programs, but that initdb does not end before there is a file `gate`."""
+    folder.mkdir()
+    for program in bin_dir.iterdir():
+        (folder / program.name).symlink_to(program)
+    slow = folder / "initdb"
+    slow.unlink()
+    slow.write_text(f'#!/bin/sh\n"{bin_dir / "initdb"}" "$@"\nwhile [ ! -e "{gate}" ]; do sleep 0.05; done\n')
+    slow.chmod(0o755)
+    return folder
 
 
 def become(account: str) -> None:

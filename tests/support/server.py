@@ -27,7 +27,13 @@ def chosen_binaries() -> Path | None:
 
 @contextmanager
 def session_server() -> Iterator[EmbeddedServer]:
-    """An ephemeral server; homes that killed sessions left behind are deleted first."""
+    """An ephemeral server; homes that killed sessions left behind are deleted first.
+
+    `JOBQUEUE_TEST_SERVER`: the home of a running one, for a session that a test starts.
+    """
+    if home := os.environ.get("JOBQUEUE_TEST_SERVER"):
+        yield EmbeddedServer(Path(home))
+        return
     with temporary_server(chosen_binaries()) as server:
         yield server
 
@@ -36,6 +42,8 @@ def make_template(server_dsn: str) -> None:
     """Create the template database and migrate it; nobody may connect to it afterwards, or it could not be copied."""
     from jobqueue.database.migrations import migrate_up
 
+    if "JOBQUEUE_TEST_SERVER" in os.environ:
+        return
     execute(server_dsn, sql.SQL("create database {} template template0").format(sql.Identifier(TEMPLATE)))
     migrate_up(make_conninfo(server_dsn, dbname=TEMPLATE))
     execute(server_dsn, sql.SQL("alter database {} allow_connections false").format(sql.Identifier(TEMPLATE)))

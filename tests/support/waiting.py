@@ -6,13 +6,15 @@ import time
 from collections.abc import Callable
 
 
-def wait_until(condition: Callable[[], object], *, what: str, timeout: float = 20.0) -> None:
+def wait_until(condition: Callable[[], object], *, what: str, timeout: float = 60.0) -> None:
     """Return once the condition holds.
 
     Raises:
         AssertionError: it did not within `timeout` seconds.
     """
-    deadline = time.monotonic() + timeout
+    deadline, pause = time.monotonic() + timeout, 0.005
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout:g} s: {what}"
-        time.sleep(0.005)
+        time.sleep(pause)
+        # Who waits long asks less often: a condition is a statement or a look at processes, and the machine is shared.
+        pause = min(pause * 1.2, 0.05)

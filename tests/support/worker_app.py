@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 
 from jobqueue import App, Job
 
@@ -19,13 +20,14 @@ async def greet(payload: dict[str, str]) -> dict[str, str]:
 @app.job("sleep")
 async def sleep(job: Job) -> None:
     await job.progress(pct=1)
-    await asyncio.sleep(60)
+    await asyncio.sleep(600)
 
 
 @app.job("nap")
-async def nap(job: Job) -> str:
+async def nap(job: Job, payload: dict[str, str]) -> str:
     await job.progress(pct=1)
-    await asyncio.sleep(1)
+    while not Path(payload["alarm"]).exists():
+        await asyncio.sleep(0.01)
     return "rested"
 
 

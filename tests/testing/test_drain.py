@@ -119,8 +119,12 @@ async def test_travel_moves_leases_expiry_retention_and_schedules(dsn: str, conn
 async def test_a_drain_that_takes_too_long_says_what_runs(dsn: str) -> None:
     async with make_app(dsn, []) as app:
         await app.send("endless")
-        with pytest.raises(TimedOut, match=r"not empty after 0\.5 s; running: endless"):
-            await drain(app, timeout=0.5)
+        for seconds in (0.5, 4, 60):
+            with pytest.raises(TimedOut, match=f"not empty after {seconds:g} s; running: ") as told:
+                await drain(app, timeout=seconds)
+            if "nothing" not in str(told.value):  # on a busy machine the time may be over before a handler has begun
+                break
+        assert "running: endless" in str(told.value)
 
 
 def test_tests_without_an_event_loop_drain_too(dsn: str) -> None:

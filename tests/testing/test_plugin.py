@@ -87,7 +87,7 @@ def project(pytester: pytest.Pytester) -> pytest.Pytester:
 def test_a_project_tests_with_a_server_of_its_own(project: pytest.Pytester) -> None:
     # In a process of its own: here the server is started, as an ordinary user too, and ends with the session.
     without_tables = ["-k", "not own_tables", "-p", "no:cacheprovider"]
-    project.runpytest_subprocess(*without_tables, timeout=120).assert_outcomes(passed=6, deselected=1)
+    project.runpytest_subprocess(*without_tables, timeout=300).assert_outcomes(passed=6, deselected=1)
 
 
 def test_with_own_tables_on_a_given_server_and_xdist(project: pytest.Pytester, server: EmbeddedServer) -> None:
@@ -102,7 +102,7 @@ def test_with_own_tables_on_a_given_server_and_xdist(project: pytest.Pytester, s
         "-k",
         "inline or own_tables or order or clock",
     ]
-    project.runpytest_subprocess(*given, timeout=120).assert_outcomes(passed=4)
+    project.runpytest_subprocess(*given, timeout=300).assert_outcomes(passed=4)
     with_left = "select datname from pg_database where datname like 'jobqueue_template_%'"
     import psycopg
 

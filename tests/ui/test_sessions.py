@@ -129,7 +129,7 @@ async def test_a_page_hears_what_changes_until_its_session_ends(
             heard = data if name == "jobs" else []
         assert [job["id"] for job in heard] == [ours]
         connection.execute("delete from jobqueue.ui_session")
-        await asyncio.wait_for(stream.ended.wait(), 10)
+        await asyncio.wait_for(stream.ended.wait(), 60)
 
 
 async def test_the_cookie_is_for_the_dashboard_only(client: httpx2.AsyncClient, connection: Connection) -> None:

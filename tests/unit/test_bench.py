@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from jobqueue.database.embedded import EmbeddedServer
 
@@ -18,19 +21,35 @@ TIMEOUT = 240
 ROW_KEYS = {"name", "unit", "median", "values", "limit", "limits", "ratio", "ratios", "bars", "met", "note"}
 
 
-def bench(tmp_path: Path, *arguments: str) -> dict[str, Any]:
-    """Run a benchmark through its entry point and return the JSON that it wrote."""
-    output = tmp_path / "results" / "out.json"
-    command = [sys.executable, str(ROOT / "scripts" / "bench"), *arguments, "--output", str(output)]
-    # Not measured for coverage: that made 18 short-lived processes a quarter slower and showed nothing new.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    assert ended.returncode == 0, ended.stderr
-    assert f"bench {arguments[0]}" in ended.stdout
-    report: dict[str, Any] = json.loads(output.read_text())
-    assert report["benchmark"] == arguments[0]
-    assert report["rows"]
-    return report
+Bench = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def command() -> Iterator[Any]:
+    """The command line of the benchmarks in this process: a process of its own for each would import for a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(ROOT / "scripts"))
+        # Not measured for coverage: that made 18 short-lived processes a quarter slower and showed nothing new.
+        for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
+            patch.delenv(name)
+        yield importlib.import_module("benchmarks.main").main
+
+
+@pytest.fixture
+def bench(command: Any, tmp_path: Path) -> Bench:
+    """Runs a benchmark and returns the JSON that it wrote."""
+
+    def run(*arguments: str) -> dict[str, Any]:
+        output = tmp_path / "results" / "out.json"
+        ended = CliRunner().invoke(command, [*arguments, "--output", str(output)], catch_exceptions=False)
+        assert ended.exit_code == 0, ended.output
+        assert f"bench {arguments[0]}" in ended.stdout
+        report: dict[str, Any] = json.loads(output.read_text())
+        assert report["benchmark"] == arguments[0]
+        assert report["rows"]
+        return report
+
+    return run
 
 
 def rows_by_name(report: dict[str, Any], runs: int) -> dict[str, dict[str, Any]]:
@@ -47,9 +66,9 @@ def rows_by_name(report: dict[str, Any], runs: int) -> dict[str, dict[str, Any]]
 
 
 @pytest.mark.slow
-def test_drain_measures_both_states_of_statistics_beside_the_raw_limit(tmp_path: Path, server: EmbeddedServer) -> None:
+def test_drain_measures_both_states_of_statistics_beside_the_raw_limit(bench: Bench, server: EmbeddedServer) -> None:
     arguments = ["--jobs", "60", "--runs", "1", "--dsn", server.dsn]
-    rows = rows_by_name(bench(tmp_path, "drain", *arguments), runs=1)
+    rows = rows_by_name(bench("drain", *arguments), runs=1)
     for state in ("analyzed", "no statistics"):
         assert len(rows[f"default, 1 process, {state}"]["ratios"]) == 1
     assert rows["default, 1 process, analyzed"]["bars"] == ["≥ 25000", "≥ 0.5 of limit"]
@@ -57,9 +76,9 @@ def test_drain_measures_both_states_of_statistics_beside_the_raw_limit(tmp_path:
 
 
 @pytest.mark.slow
-def test_enqueue_measures_bulk_and_single_sends(tmp_path: Path, server: EmbeddedServer) -> None:
+def test_enqueue_measures_bulk_and_single_sends(bench: Bench, server: EmbeddedServer) -> None:
     arguments = ["--jobs", "20", "--runs", "1", "--singles", "8", "--idle", "2", "--dsn", server.dsn]
-    rows = rows_by_name(bench(tmp_path, "enqueue", *arguments), runs=1)
+    rows = rows_by_name(bench("enqueue", *arguments), runs=1)
     assert {"bulk, 1000 per call", "bulk, 5000 per call"} <= set(rows)
     for workers in ("no idle worker", "2 idle workers"):
         assert f"single, Python, {workers}" in rows
@@ -68,8 +87,8 @@ def test_enqueue_measures_bulk_and_single_sends(tmp_path: Path, server: Embedded
 
 
 @pytest.mark.slow
-def test_latency_has_quantiles_of_both_sides(tmp_path: Path, server: EmbeddedServer) -> None:
-    report = bench(tmp_path, "latency", "--jobs", "10", "--runs", "2", "--rate", "200", "--dsn", server.dsn)
+def test_latency_has_quantiles_of_both_sides(bench: Bench, server: EmbeddedServer) -> None:
+    report = bench("latency", "--jobs", "10", "--runs", "2", "--rate", "200", "--dsn", server.dsn)
     rows = rows_by_name(report, runs=2)
     assert set(rows) == {"pickup p50", "pickup p99", "pickup max"}
     assert rows["pickup p50"]["median"] <= rows["pickup p99"]["median"] <= rows["pickup max"]["median"]
@@ -77,8 +96,8 @@ def test_latency_has_quantiles_of_both_sides(tmp_path: Path, server: EmbeddedSer
 
 
 @pytest.mark.slow
-def test_cost_counts_wal_and_statements_on_a_durable_server_of_its_own(tmp_path: Path) -> None:
-    report = bench(tmp_path, "cost", "--jobs", "50", "--runs", "1", "--idle-seconds", "1")
+def test_cost_counts_wal_and_statements_on_a_durable_server_of_its_own(bench: Bench) -> None:
+    report = bench("cost", "--jobs", "50", "--runs", "1", "--idle-seconds", "1")
     rows = rows_by_name(report, runs=1)
     facts = report["facts"]
     assert (facts["fsync"], facts["synchronous_commit"], facts["full_page_writes"]) == ("on", "on", "on")
@@ -89,18 +108,25 @@ def test_cost_counts_wal_and_statements_on_a_durable_server_of_its_own(tmp_path:
 
 
 @pytest.mark.slow
-def test_snapshot_counts_the_buffers_of_claims(tmp_path: Path) -> None:
-    report = bench(tmp_path, "snapshot", "--jobs", "40", "--runs", "1", "--rounds", "2")
+def test_snapshot_counts_the_buffers_of_claims(bench: Bench) -> None:
+    report = bench("snapshot", "--jobs", "40", "--runs", "1", "--rounds", "2")
     rows = rows_by_name(report, runs=1)
     assert rows["buffers per claimed job after 1,000"]["median"] > 0
     assert rows["buffers per claimed job after 40"]["ratio"] > 0
     assert [len(rates) for rates in report["facts"]["round_rates"]] == [2]
 
 
-def test_a_server_that_does_not_count_statements_is_refused_with_what_to_set(
-    tmp_path: Path, server: EmbeddedServer
+def test_the_program_refuses_a_server_that_does_not_count_statements_and_says_what_to_set(
+    server: EmbeddedServer,
 ) -> None:
     command = [sys.executable, str(ROOT / "scripts" / "bench"), "cost", "--jobs", "1", "--dsn", server.dsn]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     assert ended.returncode != 0
     assert "shared_preload_libraries" in ended.stderr
+
+
+def test_history_compares_a_full_table_with_an_empty_one(bench: Bench) -> None:
+    report = bench("history", "--jobs", "300", "--runs", "1", "--turns", "1")
+    named = {row["name"]: row for row in report["rows"]}
+    assert {"send", "claim", "complete", "GET /jobs/{id}, finished", "GET /jobs/active, a person's"} < named.keys()
+    assert all(row["bars"] == ["≤ 1.3 of limit"] for row in report["rows"][:-1])

@@ -25,7 +25,7 @@ from jobqueue.database import cluster
 from jobqueue.database.cluster import Home
 from jobqueue.database.embedded import EmbeddedServer, EmbeddedServerError
 from jobqueue.database.ephemeral import PREFIX, make_ephemeral_home, sweep_ephemeral_homes
-from tests.support.embedded_process import ServerProcess
+from tests.support.embedded_process import ServerProcess, programs_with_slow_initdb
 from tests.support.server import chosen_binaries
 from tests.support.waiting import wait_until
 
@@ -59,7 +59,7 @@ def place() -> Iterator[Path]:
     path.chmod(0o777)
     yield path
     for lock in path.rglob("lock"):
-        EmbeddedServer(lock.parent).stop(timeout=20)
+        EmbeddedServer(lock.parent).stop(timeout=60)
         shutil.rmtree(Home(lock.parent).socket_dir, ignore_errors=True)
     shutil.rmtree(path)
 
@@ -108,7 +108,7 @@ OpenProcess = Callable[..., ServerProcess]
 
 def answers(dsn: str) -> bool:
     try:
-        with psycopg.connect(dsn, connect_timeout=5) as connection:
+        with psycopg.connect(dsn, connect_timeout=60) as connection:
             return connection.execute("select 1").fetchone() == (1,)
     except psycopg.OperationalError:
         return False
@@ -365,13 +365,16 @@ def test_six_starters_at_once_share_one_new_server(place: Path, open_process: Op
 
 
 @any_account
-def test_a_start_killed_during_initdb_leaves_nothing_half_made(place: Path, open_process: OpenProcess) -> None:
-    home = Home(place / "new")
-    process = open_process(home.path)
+def test_a_start_killed_during_initdb_leaves_nothing_half_made(
+    place: Path, open_process: OpenProcess, bin_dir: Path
+) -> None:
+    home, gate = Home(place / "new"), place / "gate"
+    process = open_process(home.path, bin_dir=programs_with_slow_initdb(place / "bin", bin_dir, gate))
     process.ask("start")
     wait_until(lambda: any(home.path.glob("data.new-*/base")), what="initdb is at work")
     process.kill()
     assert not home.data.exists()
+    gate.touch()
     assert answers(open_process(home.path).call("start"))
     assert not list(home.path.glob("data.new-*"))
 
@@ -388,7 +391,7 @@ def test_a_server_started_by_other_means_is_not_disturbed(home: Home, open_proce
         assert foreign.poll() is None
     finally:
         foreign.send_signal(signal.SIGINT)
-        foreign.wait(timeout=20)
+        foreign.wait(timeout=60)
 
 
 @any_account

@@ -61,7 +61,7 @@ class Up:
 
     def wait_until_up(self) -> str:
         """Return the API's address once everything has been started."""
-        wait_until(lambda: "ctrl-C stops" in self.said or self.process.poll() is not None, what="up", timeout=60)
+        wait_until(lambda: "ctrl-C stops" in self.said or self.process.poll() is not None, what="up", timeout=180)
         match = re.search(r"API: (http://\S+)/openapi.json", self.said)
         assert match is not None, self.said
         assert f"dashboard: {match[1]}/ui/" in self.said
@@ -106,10 +106,10 @@ def lives(pid: int) -> bool:
 def test_up_migrates_runs_a_job_and_leaves_nothing_behind(empty_dsn: str, tmp_path: Path) -> None:
     with up("--port", "0", directory=tmp_path, JOBQUEUE_DSN=empty_dsn, JOBQUEUE_APP="double_app") as running:
         address = running.wait_until_up()
-        sent = run("send", "double", '{"number": 21}', "--wait", "--timeout", "30", "-o", "json", dsn=empty_dsn)
+        sent = run("send", "double", '{"number": 21}', "--wait", "--timeout", "60", "-o", "json", dsn=empty_dsn)
         job = json.loads(sent.stdout)
         assert (sent.returncode, job["result"]) == (0, {"result": 42}), sent.stderr + running.said
-        with urllib.request.urlopen(f"{address}/jobs/{job['id']}", timeout=10) as answer:
+        with urllib.request.urlopen(f"{address}/jobs/{job['id']}", timeout=60) as answer:
             assert json.load(answer)["status"] == "completed"
         children = children_of(running.process.pid)
         assert len(children) == 2
@@ -137,7 +137,7 @@ def test_a_busy_port_is_said_and_another_one_taken(dsn: str, tmp_path: Path) -> 
             address = running.wait_until_up()
             assert f"port {port} of 127.0.0.1 is busy" in running.said
             assert not address.endswith(f":{port}")
-            with urllib.request.urlopen(f"{address}/livez", timeout=10) as answer:
+            with urllib.request.urlopen(f"{address}/livez", timeout=60) as answer:
                 assert answer.status == 200
 
 

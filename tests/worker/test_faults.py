@@ -56,7 +56,7 @@ class Database:
 
     def query(self, text: str, *parameters: Any) -> Any:
         """The first value of the first row; tries again while the server is away."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while True:
             try:
                 with psycopg.connect(self.dsn, autocommit=True) as connection:
@@ -71,7 +71,7 @@ class Database:
         pid = self.server.status().pid
         assert pid is not None
         subprocess.run(["kill", "-QUIT", str(pid)], check=True)
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while self.server.status().running:
             assert time.monotonic() < deadline
             time.sleep(0.02)
@@ -113,7 +113,7 @@ def start_worker(tmp_path: Path, database: Database) -> Iterator[Callable[[], su
             worker.terminate()
     for worker in workers:
         try:
-            worker.wait(timeout=30)
+            worker.wait(timeout=60)
         except subprocess.TimeoutExpired:
             worker.kill()
             worker.wait()
@@ -123,14 +123,14 @@ def completed(database: Database) -> int:
     return int(database.query("select count(*) from public.settled where status = 'completed'"))
 
 
-def wait_for(database: Database, count: int, seconds: float = 120) -> None:
+def wait_for(database: Database, count: int, seconds: float = 300) -> None:
     deadline = time.monotonic() + seconds
     while completed(database) < count:
         assert time.monotonic() < deadline, database.query(
             "select string_agg(s, '; ') from (select status || ' ' || count(*) || ' ' || coalesce(min(lease_until)::text, '')"
             " || ' now ' || now()::text as s from jobqueue.job group by status) x"
         )
-        time.sleep(0.05)
+        time.sleep(0.1)
 
 
 @pytest.mark.slow

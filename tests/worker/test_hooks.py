@@ -33,7 +33,7 @@ def in_child(job: Job, payload: dict[str, int]) -> dict[str, int]:
 
 async def work(app: App, **options: Any) -> None:
     """Run a worker until nothing is left to do."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await app.run_worker(until_idle=True, **options)
     await app.close()
 
@@ -254,7 +254,7 @@ async def test_a_worker_tells_when_it_starts_and_stops_and_loses_a_job(app: App,
     await app.send("long")
     worker = await app.make_worker(["long"], 3)
     running = asyncio.create_task(worker.run())
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         await lost.wait()
         worker.drain()
         await running
@@ -317,7 +317,7 @@ async def test_every_worker_looks_for_something_to_warn_of(dsn: str) -> None:
     maintainer = Maintainer(connect, uuid4(), None, lambda: None, look=look, look_every=0.05)
     maintainer.start()
     try:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             await looked.wait()
     finally:
         await maintainer.stop()

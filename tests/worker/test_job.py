@@ -10,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from jobqueue import client
+from jobqueue import client, loops
 from jobqueue.classify import ChunkFailed
 from jobqueue.errors import Cancelled, InvalidArgument, LeaseLost
 from jobqueue.handlers import make_handler
@@ -82,6 +82,14 @@ async def test_a_failing_stage_says_why(job: Job, connection: Connection) -> Non
     assert rows(connection, "select name, status, error from jobqueue.stages") == [("ocr", "failed", "no text")]
 
 
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is: the handler's items take less than the times after which a loop saves and reports."""
+    monkeypatch.setattr(loops, "SAVE_EVERY_SECONDS", 600.0)
+    monkeypatch.setattr(loops, "REPORT_EVERY_SECONDS", 600.0)
+
+
+@pytest.mark.usefixtures("quick")
 async def test_what_is_done_is_not_done_again(job: Job, channel: DirectChannel, connection: Connection) -> None:
     async def work(job: Job, fail_at: int | None) -> list[int]:
         seen = []
@@ -104,7 +112,7 @@ async def test_an_item_is_saved_while_the_next_one_takes_long(job: Job, channel:
     loop = job.remaining(["a", "b"])
     assert await anext(loop) == "a"
     assert await anext(loop) == "b"
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while await channel.keys(job) != {"a"}:
             await asyncio.sleep(0.05)
 
@@ -258,6 +266,7 @@ async def test_the_blocking_form_does_the_same_from_a_thread(
     assert await channel.keys(job) == {"0", "1", "2"}
 
 
+@pytest.mark.usefixtures("quick")
 async def test_track_reports_without_counting_in_the_handler(
     job: Job, channel: DirectChannel, connection: Connection
 ) -> None:

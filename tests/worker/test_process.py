@@ -21,7 +21,7 @@ from jobqueue.worker.process_child import current_link
 from tests.support.waiting import wait_until
 
 HERE = __name__
-BOUND = 20.0
+BOUND = 60.0
 
 
 # -- what runs in the children
@@ -69,7 +69,7 @@ def wait_for_order() -> str | None:
 def sleep_and_clean(path: str) -> None:
     try:
         Path(path + ".started").write_text("")
-        time.sleep(60)
+        time.sleep(600)
     finally:
         Path(path).write_text("cleaned")
 
@@ -77,7 +77,7 @@ def sleep_and_clean(path: str) -> None:
 def never_stop(path: str) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
     Path(path + ".started").write_text("")
-    time.sleep(60)
+    time.sleep(600)
 
 
 def return_a_lock() -> Any:
@@ -183,7 +183,8 @@ async def started(path: Path) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_stop_lets_the_handler_clean_up(pool: ProcessPool, tmp_path: Path) -> None:
+async def test_stop_lets_the_handler_clean_up(tmp_path: Path) -> None:
+    pool = ProcessPool(1, stop_grace=BOUND)
     running = asyncio.create_task(pool.call("1", f"{HERE}:sleep_and_clean", str(tmp_path / "x")))
     await started(tmp_path / "x")
     pool.stop("1")
@@ -191,6 +192,7 @@ async def test_stop_lets_the_handler_clean_up(pool: ProcessPool, tmp_path: Path)
         await asyncio.wait_for(running, BOUND)
     assert (tmp_path / "x").read_text() == "cleaned"
     assert await pool.call("2", f"{HERE}:add", 1, 1) == 2
+    await pool.close()
 
 
 async def test_stop_kills_a_handler_that_does_not_listen(pool: ProcessPool, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import psycopg
+import pytest
 
 from jobqueue import App, Job
 from jobqueue.job import Claim
@@ -74,7 +75,7 @@ async def test_a_job_that_a_fenced_worker_gives_up_is_rescued(
         await asyncio.sleep(60)
 
     sent = await app.send("wait")
-    async with running(app) as worker, asyncio.timeout(30):
+    async with running(app) as worker, asyncio.timeout(60):
         await started.wait()
         worker.quiet()
         worker._fence(True)
@@ -85,14 +86,15 @@ async def test_a_job_that_a_fenced_worker_gives_up_is_rescued(
         await eventually(lambda: engine.status(sent.id) == "pending")
 
 
+@pytest.mark.parametrize("pooler", [False, True], ids=["direct", "as behind a pooler"])
 async def test_a_job_that_somebody_holds_keeps_no_other_result_from_being_written(
-    dsn: str, connection: psycopg.Connection[Any]
+    dsn: str, connection: psycopg.Connection[Any], pooler: bool
 ) -> None:
     engine = Engine(connection, dsn)
     for _ in range(6):
         engine.send()
     held = held_of(engine.prefetch(6, start=6))
-    settler = Settler(dsn, str(WORKER), lambda jobs, done: None)
+    settler = Settler(dsn, str(WORKER), lambda jobs, done: None, pooler=pooler)
     status = "select array_agg(status order by created_at, id) from jobqueue.job"
     with psycopg.connect(dsn) as somebody:
         somebody.execute("select from jobqueue.job where id = any (%s) for update", [[held[1].id, held[4].id]])

@@ -48,7 +48,7 @@ class Gate:
         self.entered += 1
         self.inside[name] += 1
         self.most[name] = max(self.most[name], self.inside[name])
-        self.opened.wait(30)
+        self.opened.wait(600)
         self.inside[name] -= 1
 
 
@@ -185,7 +185,7 @@ async def test_a_drain_does_not_wait_for_a_thread_whose_attempt_is_over(app: App
     try:
         await eventually(lambda: query("select status from jobqueue.jobs where id = %s", sent.id) == "failed")
         worker.drain()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await task
         assert gate.inside["hangs"] == 1
     finally:
@@ -200,10 +200,10 @@ async def test_a_process_that_does_not_stop_is_gone_before_the_job_runs_again(
     place = tmp_path / "pid"
     sent = await app.send("stubborn", {"place": str(place)})
     async with running(app, concurrency=2, poll=0.2, processes=ProcessPool(2, stop_grace=0.2)) as worker:
-        await eventually(place.exists, 30)
+        await eventually(place.exists)
         query("select jobqueue.cancel(%s, 'stop it', true)", sent.id)
         query("select jobqueue.resume(%s, 'go on')", sent.id)
-        await eventually(lambda: query("select status from jobqueue.jobs where id = %s", sent.id) == "completed", 30)
+        await eventually(lambda: query("select status from jobqueue.jobs where id = %s", sent.id) == "completed")
         assert worker.status().stuck == 0
     assert query("select result from jobqueue.jobs where id = %s", sent.id) is True
 
@@ -249,4 +249,4 @@ def test_a_thread_that_never_ends_does_not_keep_the_process_from_ending() -> Non
         "    threads.close()\n"
         "asyncio.run(main())\n"
     )
-    assert subprocess.run([sys.executable, "-c", program], timeout=20, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", program], timeout=60, check=False).returncode == 0

@@ -13,7 +13,7 @@ from jobqueue.telemetry.systemd import Notifier
 from jobqueue.worker.supervisor import Supervisor
 from tests.worker.test_systemd import Manager
 
-BOUND = 20.0
+BOUND = 60.0
 
 CHILD = """
 import os, signal, socket, sys, time
@@ -102,6 +102,24 @@ async def test_a_stuck_worker_is_killed_and_replaced_alone(tmp_path: Path) -> No
     await until(lambda: before not in subject.pids, "the stuck worker is gone")
     (tmp_path / "hang").unlink()
     await until(lambda: subject._slots[0].ready and subject.pids, "another one is ready")
+    subject.stop()
+    assert await asyncio.wait_for(running, BOUND) == 0
+
+
+async def test_a_machine_that_stood_still_costs_no_worker(tmp_path: Path) -> None:
+    """After a suspend the supervisor may look before any worker had a chance to feed."""
+    subject = supervisor(tmp_path, "work", processes=1, watchdog=600)
+    running = asyncio.create_task(subject.run())
+    await until(lambda: subject._slots[0].ready, "ready")
+    (before,) = subject.pids
+    subject._slots[0].fed_at -= 10_000
+    subject._kill_stuck(overslept=9_990)
+    fed = subject._slots[0].fed_at
+    await until(lambda: subject._slots[0].fed_at > fed, "it goes on feeding")
+    assert subject.pids == [before]
+    subject._slots[0].fed_at -= 10_000
+    subject._kill_stuck(overslept=0)
+    await until(lambda: before not in subject.pids, "one that is really stuck is killed")
     subject.stop()
     assert await asyncio.wait_for(running, BOUND) == 0
 

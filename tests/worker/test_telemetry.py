@@ -57,7 +57,7 @@ class Recorded:
 
     async def work(self, **options: Any) -> None:
         """Run a worker until nothing is left to do."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await self.app.run_worker(until_idle=True, **options)
         await self.app.close()
 
@@ -78,6 +78,15 @@ class Recorded:
         names = ("messaging.destination.name", "jobqueue.outcome", "error.type")
         points = [point for metric in found for point in metric.data.data_points]
         return {tuple(str(p.attributes[n]) for n in names if n in (p.attributes or {})): p for p in points}
+
+    def durations(self) -> dict[tuple[Any, ...], int]:
+        """How many operations were measured, by their name, queue and error.type."""
+        names = ("messaging.operation.name", "messaging.destination.name", "error.type")
+        data = self.reader.get_metrics_data()
+        assert data is not None
+        metrics = [m for r in data.resource_metrics for s in r.scope_metrics for m in s.metrics]
+        (found,) = (metric for metric in metrics if metric.name == "messaging.client.operation.duration")
+        return {tuple((p.attributes or {}).get(n) for n in names): p.count for p in found.data.data_points}
 
     def close(self) -> None:
         """End the SDK's readers."""
@@ -194,7 +203,7 @@ async def test_an_attempt_links_to_the_span_that_sent_its_job_and_is_current_in_
     }
     took = recorded.figures("messaging.process.duration")[("in_loop",)]
     assert (took.count, took.explicit_bounds[-1]) == (1, 3600)
-    assert recorded.figures("messaging.client.operation.duration")[("in_loop",)].count == 1
+    assert recorded.durations()["send", "in_loop", None] == 1
 
 
 async def test_the_end_of_every_attempt_is_on_its_span(recorded: Recorded) -> None:
@@ -221,7 +230,7 @@ async def test_the_end_of_every_attempt_is_on_its_span(recorded: Recorded) -> No
 
     @app.job(max_runtime=0.2, max_retries=0)
     async def slow() -> None:
-        await asyncio.sleep(60)
+        await asyncio.sleep(600)
 
     @app.job
     async def unstorable() -> object:
@@ -276,13 +285,13 @@ async def test_what_is_asked_of_a_running_job_is_no_error(recorded: Recorded) ->
     @app.job("released")
     async def long(job: Job) -> None:
         running.release()
-        await asyncio.sleep(60)
+        await asyncio.sleep(600)
 
     cancelled = await app.send("cancelled")
     await app.send("released")
     worker = await app.make_worker(drain_timeout=60)
     task = asyncio.create_task(worker.run())
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await running.acquire()
         await running.acquire()
         await app.cancel(cancelled.id, "not needed")
@@ -296,6 +305,27 @@ async def test_what_is_asked_of_a_running_job_is_no_error(recorded: Recorded) ->
         span = recorded.span(f"process {name}")
         assert (span.attributes or {})["jobqueue.outcome"] == name
         assert span.status.status_code is StatusCode.UNSET
+
+
+async def test_claims_and_flushes_of_results_are_measured_but_are_no_spans(recorded: Recorded) -> None:
+    app = recorded.app
+    app.job("plain")(lambda: None)
+    await app.send_many("plain", [None] * 3)
+    worker = await app.make_worker(queues=["plain"], until_idle=True)
+    async with asyncio.timeout(60):
+        await worker.run()
+    counted = recorded.durations()
+    assert counted["send", "plain", None] == 1
+    assert counted["settle", "plain", None] == worker._settler.flushes
+    assert counted["receive", "plain", None] >= 2, "one that found the jobs, and one that found no more"
+    assert {span.name for span in recorded.exporter.get_finished_spans()} == {"send plain", "process plain"}
+
+    # what fails is measured with its error; what is about several queues names none
+    assert app.hooks.timed is not None
+    with pytest.raises(ConnectionError), app.hooks.timed("settle", {"plain", "other"}):
+        raise ConnectionError
+    assert recorded.durations()["settle", None, "ConnectionError"] == 1
+    await app.close()
 
 
 async def test_a_batch_is_one_span_with_a_link_per_job(recorded: Recorded) -> None:

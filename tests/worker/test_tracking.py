@@ -42,7 +42,7 @@ async def job(channel: DirectChannel, connection: Connection) -> Job:
     return await channel.claim("work")
 
 
-async def eventually(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+async def eventually(condition: Callable[[], Any], seconds: float = 60.0) -> None:
     """Wait until a condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -73,7 +73,7 @@ async def test_a_thousand_reporting_jobs_cost_one_notifying_commit_per_flush(dsn
     assert rows(
         connection, "select count(*), count(distinct xmin::text), min(version), max(version) from jobqueue.job"
     ) == [(1000, 1, 3, 3)]
-    heard = list(connection.notifies(timeout=10, stop_after=9))
+    heard = list(connection.notifies(timeout=60, stop_after=9))
     assert len({note.pid for note in heard}) == 1
     assert value(connection, "select count(*) from jobqueue.jobs where progress_message = 'item 2'") == 1000
     # Saving done keys sends no report of its own: it waits for the flush of all.
@@ -130,12 +130,13 @@ async def test_a_flood_of_reports_is_sent_as_often_as_the_bucket_allows_and_firs
     await job.progress(message="the first")
     await eventually(lambda: value(connection, message) == "the first")
     before, began, said = channel.statements, time.monotonic(), 0
-    while time.monotonic() - began < 1.0:
+    while time.monotonic() - began < 1.0 or channel.statements < before + 2:
+        assert time.monotonic() - began < 60, "the reports are not sent"
         said += 1
         await job.progress(message=f"number {said}")
         await asyncio.sleep(0.002)
     flushes, took = channel.statements - before, time.monotonic() - began
-    assert 2 <= flushes <= BURST + 1 + took * rate_of(1)
+    assert flushes <= BURST + 1 + took * rate_of(1)
     await channel.stop()
     assert value(connection, message) == f"number {said}"
 
@@ -151,9 +152,9 @@ async def test_a_workers_own_reports_are_no_orders_for_it(dsn: str) -> None:
 
 async def test_a_held_back_report_goes_out_while_the_next_item_takes_long(job: Job, channel: DirectChannel) -> None:
     for loop in (job.track("abc", message="{number} of {total}"), job.remaining("abc", message="{number} of {total}")):
-        channel._reports.clear()
+        channel.messages.clear()
         assert [await anext(loop), await anext(loop)] == ["a", "b"]
-        await eventually(lambda: channel._reports and channel._reports[-1][2] == "2 of 3")
+        await eventually(lambda: "2 of 3" in channel.messages)
 
 
 async def test_a_loop_inside_of_a_chunk_reports_nothing(
@@ -243,7 +244,7 @@ def slow_pages(job: Job, payload: dict[str, str]) -> list[int]:
         if page == 9 and job.attempt == 1:
             with open(payload["pid"], "w") as file:
                 file.write(str(os.getpid()))
-            time.sleep(60)
+            time.sleep(600)
         seen.append(page)
     return seen
 
@@ -259,15 +260,16 @@ async def test_a_process_that_is_killed_has_saved_what_it_had_done_two_seconds_b
     task = asyncio.create_task(PROCESSES.run_worker(until_idle=True, concurrency=1))
     try:
         done = "select count(*) from jobqueue.done_key"
-        await eventually(lambda: value(connection, done) == 9, 40)
+        await eventually(lambda: value(connection, done) == 9)
         # The held-back report is out too.
         shown = "select progress_message from jobqueue.jobs"
         await eventually(lambda: value(connection, shown) == "Page 10 of 12")
+        await eventually(note.read_text)
         os.kill(int(note.read_text()), signal.SIGKILL)
         query = "select status, result, attempt from jobqueue.jobs where id = %s"
-        await eventually(lambda: rows(connection, query, (sent.id,))[0][0] == "completed", 40)
+        await eventually(lambda: rows(connection, query, (sent.id,))[0][0] == "completed")
         assert rows(connection, query, (sent.id,)) == [("completed", [9, 10, 11], 2)]
     finally:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await task
         await PROCESSES.close()

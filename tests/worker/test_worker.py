@@ -38,7 +38,7 @@ def query(connection: psycopg.Connection[Any]) -> Query:
 async def run(app: App, **options: Any) -> Worker:
     """Run a worker until nothing is left to do."""
     worker = await app.make_worker(until_idle=True, **options)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await worker.run()
     await app.close()
     return worker
@@ -53,12 +53,12 @@ async def running(app: App, **options: Any) -> AsyncIterator[Worker]:
         yield worker
     finally:
         worker.release_now()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await task
         await app.close()
 
 
-async def eventually(condition: Callable[[], Any], seconds: float = 15.0) -> None:
+async def eventually(condition: Callable[[], Any], seconds: float = 60.0) -> None:
     """Wait until a condition holds."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -254,10 +254,11 @@ async def test_a_cancel_stops_a_running_handler(app: App, query: Query) -> None:
 
 
 async def test_a_forced_cancel_makes_the_claim_stale_and_the_handler_stops(app: App, query: Query) -> None:
-    stopped = asyncio.Event()
+    started, stopped = asyncio.Event(), asyncio.Event()
 
     @app.job("long")
     async def long() -> None:
+        started.set()
         try:
             await asyncio.sleep(60)
         finally:
@@ -265,9 +266,9 @@ async def test_a_forced_cancel_makes_the_claim_stale_and_the_handler_stops(app: 
 
     sent = await app.send("long")
     async with running(app):
-        await eventually(lambda: query("select status from jobqueue.jobs where id = %s", sent.id) == "processing")
+        await eventually(started.is_set)  # a job that is only `processing` may still wait inside the worker
         assert query("select jobqueue.cancel(%s, 'at once', true)", sent.id) == "cancelled"
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             await stopped.wait()
     assert query("select status from jobqueue.jobs where id = %s", sent.id) == "cancelled"
 
@@ -367,7 +368,7 @@ async def test_a_drained_worker_finishes_what_runs_and_gives_back_what_waits(app
     await app.send_many("slow", [{} for _ in range(10)])
     worker = await app.make_worker(concurrency=2)
     task = asyncio.create_task(worker.run())
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(60):
         await started.wait()
         worker.drain()
         await task
@@ -391,7 +392,7 @@ async def test_released_handlers_go_back_without_spending_a_retry(app: App, quer
 
     sent = await app.send("long")
     async with running(app):
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             await started.wait()
     assert query("select status, retry_count, attempt from jobqueue.jobs where id = %s", sent.id) == ("pending", 0, 1)
     assert query("select outcome from jobqueue.attempt where job_id = %s", sent.id) == "released"
@@ -423,7 +424,7 @@ async def test_a_job_of_a_producer_that_commits_late_is_found(app: App, dsn: str
                 await app.send_many("late", [{} for _ in range(100)])
             await eventually(lambda: query("select count(*) from jobqueue.job where status = 'completed'") == 2001)
             await producer.commit()
-            await eventually(lambda: query("select status from jobqueue.jobs where id = %s", row[0]) == "completed", 5)
+            await eventually(lambda: query("select status from jobqueue.jobs where id = %s", row[0]) == "completed")
 
 
 async def test_the_transaction_of_a_handler_completes_its_job(

@@ -1,0 +1,1 @@
+"""Believable jobs in a database: `scripts/seed`, and the history of `scripts/bench history`."""

@@ -1,0 +1,1 @@
+alter table jobqueue.worker drop column stuck;

@@ -1,0 +1,1 @@
+alter table jobqueue.admission_note replica identity default;
