@@ -47,8 +47,8 @@ def test_the_schema_and_every_table_view_and_sequence_of_it_have_a_comment(engin
 def test_every_table_can_be_published(engine: Engine) -> None:
     without_identity = engine.values("""
         select c.relname::text from pg_class c
-        where c.relnamespace = 'jobqueue'::regnamespace and c.relkind in ('r', 'p') and c.relpersistence = 'p' and c.relreplident = 'd'
-            and not exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary)
+        where c.relnamespace = 'jobqueue'::regnamespace and c.relkind in ('r', 'p') and c.relpersistence = 'p'
+            and c.relreplident = 'd' and not exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary)
     """)
     assert without_identity == [], "a publication for all tables would keep their rows from being changed"
 
