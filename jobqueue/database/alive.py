@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 
 def hears_something(connection: Connection[Any] | AsyncConnection[Any]) -> bool:
-    """Whether something has arrived on an idle connection: as a rule, its end."""
+    """Whether something has arrived on an idle connection: as a rule, its end. Where sockets cannot be polled: true."""
+    if not hasattr(select, "poll"):
+        return True
     poll = select.poll()
     poll.register(connection.pgconn.socket, select.POLLIN)
     return bool(poll.poll(0))
