@@ -22,7 +22,13 @@ from chaos_lab.scene import Scene, Sizes, Stuck
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("faults", nargs=-1, type=click.Choice(list(FAULTS)), metavar="[FAULT]...")
-@click.option("--jobs", type=click.IntRange(10), default=100_000, show_default=True, help="Jobs sent under each fault.")
+@click.option(
+    "--jobs",
+    type=click.IntRange(10),
+    default=105_000,
+    show_default=True,
+    help="Per fault; 3 % are refused.",
+)
 @click.option("--seed", type=int, default=1, show_default=True, help="The same jobs for the same seed.")
 @click.option("--workers", type=click.IntRange(1), default=3, show_default=True, help="Worker processes.")
 @click.option("--concurrency", type=click.IntRange(1), default=40, show_default=True, help="Of each worker.")
