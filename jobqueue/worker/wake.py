@@ -37,7 +37,7 @@ LADDER = (0.05, 0.25, 1.0)
 """Seconds after arming at which the worker looks again."""
 WOKEN_RECENTLY = 0.020
 REARM_DELAY = 0.010
-CANARY_TIMEOUT = 2.0
+CANARY_TIMEOUT = 10.0
 PROBE_AGAIN = 60.0
 """Seconds until a connection that brought no notification is tried again."""
 LEAVE_TIMEOUT = 1.0

@@ -43,9 +43,13 @@ begin
     from queue q
     where q.rate_limit is not null and exists (select from admission_note n
         where n.queue_number = q.number and n.due <= now() and n.due > now() - interval '10 s');
-    select min(x.due) into refilled
-    from queue q cross join lateral (select n.due from admission_note n where n.queue_number = q.number and n.due > now() order by n.due limit 1) x
-    where q.rate_limit is not null;
+    -- who takes tokens just now has not committed them: while jobs wait and no token is known to come back, it looks again soon
+    select min(coalesce(x.due, now() + least(make_interval(secs => (q.rate_limit ->> 'period')::double precision), interval '1 s')))
+    into refilled
+    from queue q
+    left join lateral (select n.due from admission_note n where n.queue_number = q.number and n.due > now() order by n.due limit 1) x on true
+    where q.rate_limit is not null
+        and (x.due is not null or q.paused_at is null and exists (select from admission_line l where l.queue_number = q.number));
     next_due := least(next_due, refilled);
     if limited_queues is not null then
         perform wake_many(limited_queues);

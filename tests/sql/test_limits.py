@@ -398,3 +398,20 @@ def test_maintenance_puts_wrong_counts_right(engine: Engine) -> None:
 def test_limits_that_make_no_sense_are_refused(engine: Engine, options: dict[str, Any]) -> None:
     assert engine.refused(engine.call, "create_queue", "q", options).code in ("INVALID_ARGUMENT", "UNKNOWN_OPTION")
     assert engine.values("select name from jobqueue.queues") == []
+
+
+def test_who_looks_for_due_jobs_looks_again_soon_while_a_claim_has_not_told_of_its_tokens(engine: Engine) -> None:
+    engine.run('select jobqueue.create_queue(\'q\', \'{"rate_limit": {"limit": 1, "period": 0.4}}\')')
+    soon = "select extract(epoch from next_due - now())::float8 between 0 and 0.4 from jobqueue.promote(10)"
+    engine.send()
+    engine.send()
+    other = engine.another()
+    other.run("begin")
+    assert len(other.rows("select * from jobqueue.claim(array['q'], gen_random_uuid(), 5)")) == 1
+    # Its token is not seen yet; the one who waits for the second job must not sleep until its next poll.
+    assert engine.value(soon) is True
+    other.run("commit")
+    assert engine.value(soon) is True
+    engine.run("select jobqueue.pause_queue('q', 'r')")
+    engine.run("delete from jobqueue.admission_note")
+    assert engine.value("select next_due is null from jobqueue.promote(10)") is True, "nobody can start it"
