@@ -86,14 +86,19 @@ async def test_requests_that_come_together_share_statements_and_each_sees_only_i
         assert (some.json(), unknown.status_code) == ({"status": "pending"}, 404)
 
 
-async def test_a_request_that_fails_fails_alone(client: httpx2.AsyncClient, connection: Connection) -> None:
-    good, bad = [await send(client, subject=f"s{n}") for n in range(2)]
+def spoil(connection: Connection, job: str, what: str) -> None:
+    """Whoever reads this job meets an error."""
     (body,) = rows(connection, "select prosrc from pg_proc where proname = 'http_queue_position'")[0]
-    spoilt = body.replace("begin", f"begin if _id = '{bad}' then raise 'spoilt'; end if;", 1)
+    spoilt = body.replace("begin", f"begin if _id = '{job}' then {what}; end if;", 1)
     connection.execute(
         "create or replace function jobqueue.http_queue_position(_id uuid) returns int language plpgsql stable "
         f"security definer set search_path = pg_catalog, jobqueue, pg_temp as $x${spoilt}$x$".encode()
     )
+
+
+async def test_a_request_that_fails_fails_alone(client: httpx2.AsyncClient, connection: Connection) -> None:
+    good, bad = [await send(client, subject=f"s{n}") for n in range(2)]
+    spoil(connection, bad, "raise 'spoilt'")
     answers = await asyncio.gather(*(client.get(f"/jobs/{job}") for job in (good, bad, good)))
     assert [answer.status_code for answer in answers] == [200, 500, 200]
 
@@ -102,12 +107,7 @@ async def test_a_job_that_takes_too_long_to_read_takes_nobody_elses_time(dsn: st
     connection.execute("insert into jobqueue.queue (name) values ('q')")
     async with serving(dsn) as client:
         good, slow = [await send(client, subject=f"s{n}") for n in range(2)]
-        (body,) = rows(connection, "select prosrc from pg_proc where proname = 'http_queue_position'")[0]
-        spoilt = body.replace("begin", f"begin if _id = '{slow}' then raise query_canceled; end if;", 1)
-        connection.execute(
-            "create or replace function jobqueue.http_queue_position(_id uuid) returns int language plpgsql stable "
-            f"security definer set search_path = pg_catalog, jobqueue, pg_temp as $x${spoilt}$x$".encode()
-        )
+        spoil(connection, slow, "raise query_canceled")
         answers = await asyncio.gather(*(client.get(f"/jobs/{job}") for job in (good, slow, good)))
         assert [answer.status_code for answer in answers] == [200, 504, 200]
 
